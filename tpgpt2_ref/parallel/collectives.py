@@ -1,0 +1,87 @@
+"""Diagram 3: the communication operations, and the only door to torch.distributed.
+
+    AllGather   [1,2] | [3,4]      ->  [1,2,3,4] | [1,2,3,4]      every rank gets the concatenation
+    AllReduce   [1,2,3] | [4,5,6]  ->  [5,7,9]   | [5,7,9]        every rank gets the sum
+    Split       [A1,A2,B1,B2] on every rank -> [A1,A2] | [B1,B2]  a local slice, nothing moves
+
+`layer` names the caller in a trace. With one rank, or without a trace, nothing is recorded.
+"""
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+# torch 2.13 renamed the two single-tensor collectives
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
+    """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result."""
+    if world.size == 1:
+        return x
+    for way in world.sums:
+        if way.takes(x):
+            break
+    if world.trace is None:
+        return way(x)
+    with world.trace.collective("all_reduce", x, way.name, layer):
+        return way(x)
+
+
+def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
+    """Concatenate the ranks' tensors along the last dimension, rank 0's first: (..., n) -> (..., size * n)."""
+    if world.size == 1:
+        return x
+    x = x.contiguous()
+    out = x.new_empty(world.size, *x.shape)
+    _recorded(world, "all_gather", x, layer, lambda: _all_gather_single(out, x, group=world.group))
+    return out.movedim(0, -2).flatten(-2)  # (size, ..., n) -> (..., size * n)
+
+
+def reduce_scatter(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
+    """Sum over the ranks and keep this rank's slice of the first dimension: (size * n, ...) -> (n, ...)."""
+    if world.size == 1:
+        return x
+    x = x.contiguous()
+    out = x.new_empty(x.shape[0] // world.size, *x.shape[1:])
+    _recorded(world, "reduce_scatter", x, layer, lambda: _reduce_scatter_single(out, x, group=world.group))
+    return out
+
+
+def broadcast(x: torch.Tensor, world, src: int = 0, layer: str = "") -> torch.Tensor:
+    """Overwrite x on every rank with rank src's: (...) -> (...)."""
+    if world.size > 1:
+        _recorded(world, "broadcast", x, layer, lambda: dist.broadcast(x, src, group=world.group))
+    return x
+
+
+def split_tensor_along_last_dim(x: torch.Tensor, world) -> torch.Tensor:
+    """This rank's slice of a tensor that every rank already holds: (..., size * n) -> (..., n). A view."""
+    n, rest = divmod(x.shape[-1], world.size)
+    if rest:
+        raise ValueError(f"the last dimension, {x.shape[-1]}, does not split over {world.size} ranks")
+    return x.narrow(-1, world.rank * n, n)
+
+
+def barrier(world) -> None:
+    """Wait until every rank is here."""
+    if world.size > 1:
+        dist.barrier(group=world.group)
+
+
+def gather_objects(obj, world) -> list:
+    """Every rank's picklable object, by rank, on every rank. For reports, not for tensors."""
+    if world.size == 1:
+        return [obj]
+    out = [None] * world.size
+    dist.all_gather_object(out, obj, group=world.group)
+    return out
+
+
+def _recorded(world, op, x, layer, run):
+    if world.trace is None:
+        run()
+    else:
+        with world.trace.collective(op, x, world.backend, layer):
+            run()

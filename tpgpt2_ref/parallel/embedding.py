@@ -1,0 +1,53 @@
+"""The vocabulary, cut by rows: each rank looks up, and scores, its own tokens.
+
+    wte      (V, D) -> rank r holds rows [r*V/n, (r+1)*V/n); a token's row lives on one rank, the others add 0
+    logits   (T, D) @ (D, V/n) -> (T, V/n), all-gathered to (T, V)
+
+GPT-2's 50,257 tokens are odd: the rows are padded with zeros to a multiple of 64 a rank, and the padding is
+cut off after the gather.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .collectives import all_gather, all_reduce
+from .linear import parameter, shard
+
+VOCAB_MULTIPLE = 64  # rows a rank: keeps the head's matrix product on the fast path
+
+
+class VocabParallelEmbedding(nn.Module):
+    """ids (T,) -> (T, D): one lookup in this rank's rows, then an all-reduce of T * D elements."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, world):
+        super().__init__()
+        self.world, self.vocab_size, self.name = world, vocab_size, ""
+        self.local, self.start, self.stop = shard(vocab_size, world, VOCAB_MULTIPLE)
+        self.weight = parameter(self.local, hidden_size)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        if self.world.size == 1:
+            return F.embedding(ids, self.weight)
+        row = ids - self.start
+        foreign = (row < 0) | (row >= self.local)
+        x = F.embedding(row.masked_fill(foreign, 0), self.weight).masked_fill(foreign[:, None], 0)
+        return all_reduce(x, self.world, self.name)
+
+    def load(self, weight):
+        self.weight.zero_()
+        self.weight[: self.stop - self.start] = weight[self.start : self.stop]
+
+
+class ParallelLMHead(nn.Module):
+    """hidden (B, D) -> logits (B, V) on every rank, with the embedding's own rows (GPT-2 ties them)."""
+
+    def __init__(self, embedding: VocabParallelEmbedding):
+        super().__init__()
+        self.world, self.vocab_size, self.name = embedding.world, embedding.vocab_size, ""
+        self.tied = [embedding]  # in a list, so that the weight is registered once
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(x, self.tied[0].weight)  # (B, D) -> (B, V/n)
+        return all_gather(logits, self.world, self.name)[..., : self.vocab_size]

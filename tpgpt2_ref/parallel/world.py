@@ -1,0 +1,111 @@
+"""World: who am I, how many are we, where do my tensors live. One object, passed along, never global.
+
+    World.single(device)        one process, no group
+    World.join(device)          this process is one of N that torchrun (or `launch.py`) started
+    with World.join(...) as w:  leaves the group in order when the block ends
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ..errors import RankError, UserError
+from ..trace import Trace
+from .all_reduce import AllReduce, C10dAllReduce, ways_to_sum
+
+
+@dataclass(eq=False)
+class World:
+    """A rank's view of its tensor-parallel group.
+
+    `sums` are this world's ways to all-reduce, fastest first; the first that takes a tensor sums it,
+    and the last takes every tensor.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: dist.ProcessGroup | None = None
+    sums: tuple[AllReduce, ...] = ()
+    trace: Trace | None = None
+
+    @property
+    def backend(self) -> str:
+        """"single", or the process group's own name: "nccl", "gloo", "fake"."""
+        return "single" if self.group is None else dist.get_backend(self.group)
+
+    @classmethod
+    def single(cls, device: str | torch.device = "cpu") -> World:
+        return cls(device=torch.device(device))
+
+    @classmethod
+    def join(cls, device: str = "cpu", timeout: float = 60.0, sums: str = "auto") -> World:
+        """Form the group that torchrun's variables describe: NCCL on GPUs, gloo on CPUs.
+
+        device   "cpu" or "cuda" (each rank takes the GPU of its LOCAL_RANK)
+        timeout  seconds after which a collective that some rank never joined is an error, not a wait
+        sums     "auto", or the name of one way to all-reduce (see `all_reduce/`)
+        Raises UserError for a rank without a GPU or a port in use, RankError if the others never came.
+        """
+        env = torchrun_env()
+        if env is None:
+            return cls.single("cuda:0" if device == "cuda" else device)
+        rank, size, local_rank, share_gpu = env
+        where = torch.device("cpu")
+        if device == "cuda":
+            gpus = torch.cuda.device_count()
+            if local_rank >= gpus and not (share_gpu and gpus):
+                raise UserError(f"rank {rank} needs GPU {local_rank} of this host, which has {gpus}: "
+                                f"lower --tp to {max(gpus, 1)}, or use --device cpu")
+            where = torch.device("cuda", local_rank % gpus)
+            torch.cuda.set_device(where)
+            if share_gpu:
+                # NCCL refuses two ranks on one GPU of one host: name each rank a host of its own, so that
+                # it goes over sockets. It shows that the code is right, never how fast it is.
+                os.environ["NCCL_HOSTID"] = f"rank{rank}"
+        try:
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=size,
+                                    timeout=timedelta(seconds=timeout),
+                                    device_id=where if device == "cuda" else None)
+        except (dist.DistNetworkError, dist.DistStoreError) as e:
+            port = os.environ.get("MASTER_PORT")
+            if "EADDRINUSE" in str(e) or "address already in use" in str(e).lower():
+                raise UserError(f"port {port} is in use: set MASTER_PORT to a free one, or leave it out") from e
+            raise RankError(f"rank {rank}: the group of {size} did not form on port {port}: "
+                            f"{str(e).splitlines()[0]}") from e
+        world = cls(rank, size, where, dist.group.WORLD)
+        world.sums = ways_to_sum(world, sums)
+        return world
+
+    def close(self):
+        """Leave the group. CUDA graphs that hold collectives must be gone by now."""
+        for way in self.sums:
+            way.close()
+        self.sums = ()
+        if self.group is not None:
+            self.group = None
+            dist.destroy_process_group()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def torchrun_env() -> tuple[int, int, int, bool] | None:
+    """(rank, world size, local rank, share one GPU) from torchrun's variables; None outside a group.
+
+    The only place that reads them.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return rank, size, int(os.environ.get("LOCAL_RANK", rank)), os.environ.get("TPGPT2_SHARE_GPU") == "1"
+    except ValueError as e:
+        raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {e}") from e
