@@ -1,0 +1,177 @@
+"""Diagram 6: what connects the ranks of this machine, each link's limit, and a dial that slows the link down.
+
+    gpu_links()    what NVML says: NVLink or PCIe between each pair of GPUs, GB/s one way
+    DIAL           the same collectives over NVLink, host memory, sockets, gloo, two hosts on a shaped wire
+    sweep()        runs `bench collectives` at one position of the dial, rows arriving one by one
+
+The diagram's 600 and 64 GB/s count both directions and its 12.5 counts one. Here every figure is one way.
+The driver decides how NCCL moves data when it starts, so each position of the dial is a set of fresh processes.
+Nothing here imports torch.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..errors import RankError, UserError
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a link can carry, by its data sheet, and what the diagram says of it."""
+
+    name: str
+    one_way_gb_per_s: float
+    diagram_gb_per_s: float | None = None
+    note: str = ""
+
+
+def pcie_gb_per_s(generation: int, width: int) -> float:
+    """One way, after the line code: lanes of 2.5, 5, 8, 16, 32 GT/s at 8 of 10 bits, from generation 3 128 of 130."""
+    gigatransfers = {1: 2.5 * 8 / 10, 2: 5 * 8 / 10}.get(generation, 8 * 2 ** (generation - 3) * 128 / 130)
+    return width * gigatransfers / 8
+
+
+# NVLink: lanes of one GPU, all of them, from NVIDIA's data sheets (which give the sum of both directions).
+LIMITS = (
+    Limit("NVLink 3 (A100)", 300, 600, "the diagram's 600 is the sum of both directions"),
+    Limit("NVLink 4 (H100, H200)", 450, None, "sold as 900, both directions"),
+    Limit("NVLink 5 (B200)", 900, None, "sold as 1800, both directions"),
+    Limit("PCIe Gen4 x16", pcie_gb_per_s(4, 16), 64, "the diagram's 64 is the sum of both directions"),
+    Limit("PCIe Gen5 x16", pcie_gb_per_s(5, 16)),
+    Limit("100 Gbit/s Ethernet", 12.5, 12.5, "already one way"),
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """One position of the dial: how the ranks are made to talk."""
+
+    name: str  # the link, as rows of results name it
+    device: str
+    stands_for: str
+    env: dict[str, str] = field(default_factory=dict)
+
+    def path(self, way: str) -> str:
+        """The name of a way to move data at this position: "nccl" as the machine is, "nccl/sockets" turned down."""
+        return way if self.name in ("as is", "gloo") else f"{way}/{self.name.replace(' ', '-')}"
+
+
+DIAL = {p.name: p for p in (
+    Position("as is", "cuda", "the machine's own link: NVLink where there is NVLink"),
+    Position("host memory", "cuda", "PCIe: GPUs that must go through the host's memory", {"NCCL_P2P_DISABLE": "1"}),
+    Position("sockets", "cuda", "Ethernet: GPUs that must go through the network stack (here its loopback)",
+             {"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1", "NCCL_NET": "Socket"}),
+    Position("gloo", "cpu", "no GPU at all: CPU tensors over the loopback"),
+)}
+
+
+def sweep(position: str, world: int = 2, options: tuple[str, ...] = ()) -> Iterator[dict]:
+    """Rows of `bench collectives` at one position of the dial, each as soon as rank 0 has it.
+
+    options  more of the command's own arguments, such as ("--sizes", "1K,1M")
+    """
+    at = DIAL[position]
+    argv = [sys.executable, "-m", "tpgpt2_ref", "bench", "collectives", "--json", "--link", position,
+            "--tp", str(world), "--device", at.device, *options]
+    with subprocess.Popen(argv, env={**os.environ, **at.env}, text=True, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as bench:
+        said = ""
+        try:
+            for line in bench.stderr:
+                if line.startswith("{"):
+                    yield json.loads(line)
+                elif line.strip():
+                    said = line.strip()
+        finally:
+            bench.terminate()
+    if bench.returncode:
+        error = UserError if bench.returncode == 2 else RankError
+        raise error(f"{position}: {said.removeprefix('error: ')}")
+
+
+def nvml():
+    """NVIDIA's management library, or one line that says how to get it."""
+    try:
+        import pynvml
+    except ImportError as e:
+        raise UserError("links are read through NVML, whose Python package is missing: "
+                        "pip install nvidia-ml-py") from e
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as e:
+        raise UserError(f"NVML finds no NVIDIA driver here ({e})") from e
+    return pynvml
+
+
+def gpu_links() -> list[dict]:
+    """What connects each pair of this machine's GPUs: {a, b, link, lanes, one_way_gb_per_s}.
+
+    Over an NVLink switch all of a GPU's lanes serve any pair; without one, only those that end at the peer.
+    """
+    n = nvml()
+    gpus = [n.nvmlDeviceGetHandleByIndex(i) for i in range(n.nvmlDeviceGetCount())]
+    rows = []
+    for a in range(len(gpus)):
+        for b in range(a + 1, len(gpus)):
+            lanes = _nvlink_lanes(n, gpus[a], peer=gpus[b])
+            if lanes:
+                row = {"link": f"NVLink {lanes[0]['version']}", "lanes": len(lanes),
+                       "one_way_gb_per_s": round(sum(lane["gb_per_s"] for lane in lanes), 1)}
+            else:
+                row = min((_pcie(n, gpus[i]) for i in (a, b)), key=lambda r: r["one_way_gb_per_s"])
+            rows.append({"a": a, "b": b, **row})
+    return rows
+
+
+def machine_links() -> dict[str, str]:
+    """{"links", "driver"} of a machine card, in words: "NVLink 4, 18 lanes, 478 GB/s one way". Never raises."""
+    try:
+        n = nvml()
+        gpu = n.nvmlDeviceGetHandleByIndex(0)
+        lanes, pcie = _nvlink_lanes(n, gpu), _pcie(n, gpu)
+        words = [f"NVLink {lanes[0]['version']}, {len(lanes)} lanes, "
+                 f"{sum(lane['gb_per_s'] for lane in lanes):.0f} GB/s one way a GPU"] if lanes else []
+        words += [f"{pcie['link']}, {pcie['one_way_gb_per_s']} GB/s one way"]
+        return {"links": "; ".join(words), "driver": _text(n.nvmlSystemGetDriverVersion())}
+    except UserError as e:
+        return {"links": f"unknown: {e}", "driver": "unknown"}
+
+
+def _nvlink_lanes(n, gpu, peer=None) -> list[dict]:
+    """The GPU's active NVLink lanes (those that reach `peer`): version and GB/s one way of each."""
+    if peer is not None and n.nvmlDeviceGetP2PStatus(gpu, peer, n.NVML_P2P_CAPS_INDEX_NVLINK) != n.NVML_P2P_STATUS_OK:
+        return []
+    lanes = []
+    for i in range(n.NVML_NVLINK_MAX_LINKS):
+        try:
+            if not n.nvmlDeviceGetNvLinkState(gpu, i):
+                continue
+            if peer is not None and not _ends_at(n, gpu, i, peer):
+                continue
+            speed = n.nvmlDeviceGetFieldValues(gpu, [n.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])[0]
+            lanes.append({"version": n.nvmlDeviceGetNvLinkVersion(gpu, i), "gb_per_s": speed.value.uiVal / 1000})
+        except n.NVMLError:
+            break  # no such lane on this GPU
+    return lanes
+
+
+def _ends_at(n, gpu, lane, peer) -> bool:
+    if n.nvmlDeviceGetNvLinkRemoteDeviceType(gpu, lane) == n.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+        return True
+    remote = n.nvmlDeviceGetNvLinkRemotePciInfo(gpu, lane)
+    return _text(remote.busId).lower() == _text(n.nvmlDeviceGetPciInfo(peer).busId).lower()
+
+
+def _pcie(n, gpu) -> dict:
+    generation, width = n.nvmlDeviceGetMaxPcieLinkGeneration(gpu), n.nvmlDeviceGetMaxPcieLinkWidth(gpu)
+    return {"link": f"PCIe Gen{generation}", "lanes": width,
+            "one_way_gb_per_s": round(pcie_gb_per_s(generation, width), 1)}
+
+
+def _text(value) -> str:
+    return value.decode() if isinstance(value, bytes) else value

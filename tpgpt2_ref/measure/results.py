@@ -1,0 +1,211 @@
+"""Recorded runs: what was measured, on which machine, when, with which commit. One schema for every file.
+
+    book/results/<machine>/<name>.json       {schema, name, machine, recorded_at, commit, rows}
+    book/results/<machine>/raw/<name>.json   the samples behind each row, in the rows' order
+
+Rows are flat, and the unit stands in a field's name. A file of another version, cut short, or with a field
+missing is refused by name. A figure shows `run.label`, so that two machines are never mixed in silence.
+Nothing here imports torch, so that a page can read results without it.
+"""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..errors import UserError
+
+SCHEMA = 1
+BOOK_RESULTS = Path(__file__).parents[2] / "book" / "results"
+
+NUMBER = (int, float)
+TIMES = {"us_median": NUMBER, "us_p10": NUMBER, "us_p90": NUMBER}
+STEP = {"engine": str, "model": str, "dtype": str, "tp": int, "sum": str, "rung": str, "batch": int, "prompt_len": int}
+# What a row of each kind must have. More fields are welcome; kinds that aren't listed need none.
+ROW_FIELDS = {
+    "collectives": {"op": str, "path": str, "world": int, "bytes": int, "dtype": str, "graph": bool, **TIMES,
+                    "algbw_gb_per_s": NUMBER, "busbw_gb_per_s": NUMBER},
+    "cost_model": {"op": str, "path": str, "world": int, "graph": bool, "from_bytes": int, "alpha_us": NUMBER,
+                   "beta_us_per_byte": NUMBER, "heldout_median_error": NUMBER, "heldout_worst_error": NUMBER},
+    "attention": {"backend": str, "kernel_package": str, "phase": str, "batch": int, "seq_len": int, "heads": int,
+                  "head_size": int, "dtype": str, "graph": bool, **TIMES},
+    "decode": {**STEP, "us_per_step_median": NUMBER, "us_per_step_p10": NUMBER, "us_per_step_p90": NUMBER},
+    "prefill": {**STEP, "wall_us_median": NUMBER, "gpu_us_median": (*NUMBER, type(None))},
+}
+MACHINE_FIELDS = {"slug": str, "kind": str, "device": str, "count": int, "links": str, "python": str,
+                  "environment": dict}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run: rows that one machine produced in one go."""
+
+    name: str  # collectives, cost_model, attention, decode, prefill, timeline, ...
+    machine: dict  # machine_card()
+    rows: list[dict]
+    recorded_at: str = ""  # ISO 8601, UTC; filled in by `save`
+    commit: str = ""  # filled in by `save`; "unknown" outside a git checkout
+
+    @property
+    def label(self) -> str:
+        """The machine in one line, as a figure's legend names it."""
+        m = self.machine
+        what = f"{m['count']}x {m['device']}" if m["kind"] == "cuda" else f"{m['device']}, {m['count']} cores"
+        parts = [what, *(f"{k} {m[v]}" for k, v in (("torch", "torch"), ("NCCL", "nccl")) if m.get(v))]
+        return ", ".join([*parts, self.recorded_at[:10]])
+
+    @property
+    def is_this_machine(self) -> bool:
+        return self.machine["slug"] == machine_card()["slug"]
+
+
+def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None) -> Path:
+    """Write folder/<machine>/<name>.json, whole or not at all; samples (one list a row) go beside it in raw/."""
+    run = replace(run, recorded_at=run.recorded_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                  commit=run.commit or commit())
+    path = Path(folder) / run.machine["slug"] / f"{run.name}.json"
+    validate(document := {"schema": SCHEMA, **run.__dict__}, path)
+    if samples is not None and len(samples) != len(run.rows):
+        raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
+    _write(path, document, run.rows)
+    if samples is not None:
+        raw = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
+        _write(path.parent / "raw" / path.name, raw, [{"us": [round(x, 3) for x in s]} for s in samples])
+    return path
+
+
+def load(path: Path | str) -> Run:
+    """Read one file. Raises UserError naming the file and the field for anything that is not this schema."""
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text())
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is cut short or no JSON ({e}): record it again") from e
+    validate(document, path)
+    return Run(**{k: v for k, v in document.items() if k != "schema"})
+
+
+def recorded(name: str, folder: Path | str = BOOK_RESULTS) -> list[Run]:
+    """All recorded runs of that name, by machine. Empty where none was recorded."""
+    return [load(path) for path in sorted(Path(folder).glob(f"*/{name}.json"))]
+
+
+def one_machine(runs: list[Run]) -> Run:
+    """The runs' rows as one run. Refuses to mix machines, or kinds of rows."""
+    for field, values in (("name", {r.name for r in runs}), ("machine", {r.machine["slug"] for r in runs})):
+        if len(values) > 1:
+            raise UserError(f"these results differ in {field} ({', '.join(sorted(values))}): give them one at a time")
+    return replace(runs[0], rows=[row for run in runs for row in run.rows])
+
+
+def validate(document, where) -> None:
+    """Raise UserError for the first field that is not as the schema wants it."""
+    def need(holder, field, kind, place):
+        if field not in holder:
+            raise UserError(f"{where}: {place}{field} is missing")
+        value = holder[field]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}: {place}{field} is {value!r}, which is no {_kind(kind)}")
+
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: no results file: it holds a {type(document).__name__}, not an object")
+    need(document, "schema", int, "")
+    if document["schema"] != SCHEMA:
+        raise UserError(f"{where}: schema is {document['schema']}, this version reads {SCHEMA}: record it again, "
+                        "or use the version that wrote it")
+    for field, kind in (("name", str), ("machine", dict), ("recorded_at", str), ("commit", str), ("rows", list)):
+        need(document, field, kind, "")
+    if extra := document.keys() - {"schema", "name", "machine", "recorded_at", "commit", "rows"}:
+        raise UserError(f"{where}: {min(extra)} is no field of a results file")
+    for field, kind in MACHINE_FIELDS.items():
+        need(document["machine"], field, kind, "machine.")
+    try:
+        datetime.fromisoformat(document["recorded_at"])
+    except ValueError as e:
+        raise UserError(f"{where}: recorded_at is {document['recorded_at']!r}, which is no ISO date") from e
+    if not document["rows"]:
+        raise UserError(f"{where}: rows is empty: nothing was recorded")
+    for i, row in enumerate(document["rows"]):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: rows[{i}] is {row!r}, which is no object")
+        for field, kind in ROW_FIELDS.get(document["name"], {}).items():
+            need(row, field, kind, f"rows[{i}].")
+        for field, value in row.items():
+            if isinstance(value, (list, dict)):
+                raise UserError(f"{where}: rows[{i}].{field} is a {type(value).__name__}: rows are flat")
+            if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+                raise UserError(f"{where}: rows[{i}].{field} is {value}, which is no finite number")
+
+
+def machine_card() -> dict:
+    """This machine as a result must name it: processor or GPUs, their links, versions, environment that matters."""
+    card = {"slug": "", "kind": "cpu", "device": _cpu_name(), "count": len(os.sched_getaffinity(0)),
+            "links": "none", "cpu": _cpu_name(), "torch": None, "cuda": None, "nccl": None, "driver": None,
+            "python": platform.python_version(), "environment": _environment()}
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if torch is not None:
+        card["torch"] = torch.__version__
+        if torch.cuda.is_available():
+            from .links import machine_links
+
+            card.update(kind="cuda", device=torch.cuda.get_device_name(0), count=torch.cuda.device_count(),
+                        cuda=torch.version.cuda, nccl=".".join(map(str, torch.cuda.nccl.version())),
+                        **machine_links())
+    n, device = card["count"], card["device"]
+    name = f"{n}x {device}" if card["kind"] == "cuda" else f"cpu {device} {n} cores"
+    card["slug"] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return card
+
+
+def commit() -> str:
+    """The checkout's commit, "+" behind it if the package differs from it; "unknown" outside git."""
+    def git(*args):
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        if head.returncode:
+            return "unknown"
+        return head.stdout.strip() + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "..").stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def _environment() -> dict[str, str]:
+    """The variables that change how fast a collective or a kernel is."""
+    matters = ("NCCL_", "GLOO_", "TPGPT2_", "TORCH_SYMM_MEM", "OMP_NUM_THREADS", "CUDA_", "VLLM_ATTENTION_BACKEND")
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(matters)}
+
+
+def _cpu_name() -> str:
+    try:
+        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()).group(1).strip()
+    except (OSError, AttributeError):
+        return platform.processor() or platform.machine()
+
+
+def _kind(kind) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    words = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "object", list: "list",
+             type(None): "null"}
+    return words[float] if kinds == NUMBER else " or ".join(words[k] for k in kinds)
+
+
+def _write(path: Path, head: dict, rows: list[dict]) -> None:
+    """JSON with one row a line, so that a change of one row is a change of one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({k: v for k, v in head.items() if k != "rows"}, indent=1)[:-2]
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    part = path.with_suffix(".part")
+    part.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    part.replace(path)
