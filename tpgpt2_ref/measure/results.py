@@ -176,7 +176,8 @@ def commit() -> str:
         head = git("rev-parse", "--short=12", "HEAD")
         if head.returncode:
             return "unknown"
-        return head.stdout.strip() + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", "..").stdout.strip() else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "..").stdout.strip()
+        return head.stdout.strip() + ("+" if changed else "")
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
 
