@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib import import_module
+from types import ModuleType
 
 import torch
 
@@ -25,6 +27,11 @@ class AttentionBackend(ABC):
         self.block_size, self.cache_dtype = block_size, cache_dtype
         self.scale = head_size**-0.5
 
+    @classmethod
+    def load(cls) -> ModuleType:
+        """Import the kernel's package; ImportError says what is missing. Without an override: PyTorch's own."""
+        return torch
+
     def build(self, meta: AttentionMetadata):
         """Once a step, before the layers: whatever the kernel wants precomputed. Becomes `meta.kernel`."""
         return None
@@ -38,3 +45,14 @@ class AttentionBackend(ABC):
         kv_cache   (2, num_blocks, block_size, heads, head_size)
         returns    (T, heads, head_size)
         """
+
+
+def import_package(*names: str) -> ModuleType:
+    """The first of these modules that can be imported. That one is found says nothing: its library may not load."""
+    failures = []
+    for name in names:
+        try:
+            return import_module(name)
+        except Exception as e:  # a broken package raises anything: OSError, AttributeError, RuntimeError
+            failures.append(str(e) if isinstance(e, ModuleNotFoundError) else f"{name} does not import ({e})")
+    raise ImportError("; ".join(failures))

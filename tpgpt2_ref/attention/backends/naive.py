@@ -19,13 +19,13 @@ class NaiveBackend(AttentionBackend):
             rows = slice(starts[b], starts[b + 1])
             pages = meta.block_table[b, : -(-n // meta.block_size)].long()
             keys, values = (kv_cache[i, pages].flatten(0, 1)[:n].to(q.dtype) for i in (0, 1))  # (n, heads, head_size)
-            out[rows] = naive_attention(q[rows], keys, values, self.scale)
+            out[rows] = self.attend(q[rows], keys, values, self.scale)
         return out
 
-
-def naive_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """q (t, heads, d), the last t of k and v's n tokens (n, heads, d) -> (t, heads, d)."""
-    t, n = q.shape[0], k.shape[0]
-    scores = torch.einsum("thd,nhd->htn", q, k) * scale
-    future = torch.ones(t, n, dtype=torch.bool, device=q.device).triu(n - t + 1)
-    return torch.einsum("htn,nhd->thd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+    @staticmethod
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """q (t, heads, d), the last t of k and v's n tokens (n, heads, d) -> (t, heads, d)."""
+        t, n = q.shape[0], k.shape[0]
+        scores = torch.einsum("thd,nhd->htn", q, k) * scale
+        future = torch.ones(t, n, dtype=torch.bool, device=q.device).triu(n - t + 1)
+        return torch.einsum("htn,nhd->thd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
