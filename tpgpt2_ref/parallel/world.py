@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from ..errors import RankError, UserError
 from ..trace import Trace
-from .all_reduce import AllReduce, C10dAllReduce, ways_to_sum
+from .all_reduce import AllReduce, ways_to_sum
+from .torchrun import torchrun_env
 
 
 @dataclass(eq=False)
@@ -96,16 +97,3 @@ class World:
     def __exit__(self, *exc):
         self.close()
 
-
-def torchrun_env() -> tuple[int, int, int, bool] | None:
-    """(rank, world size, local rank, share one GPU) from torchrun's variables; None outside a group.
-
-    The only place that reads them.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return None
-    try:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return rank, size, int(os.environ.get("LOCAL_RANK", rank)), os.environ.get("TPGPT2_SHARE_GPU") == "1"
-    except ValueError as e:
-        raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers: {e}") from e

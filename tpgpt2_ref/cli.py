@@ -1,0 +1,111 @@
+"""The command line: `python -m tpgpt2_ref COMMAND`. One file a command in `commands/`.
+
+With --json a command prints one JSON object on stdout and nothing else there. Exit status: 0, 2 for a user's
+mistake, 1 for a failure. A command that needs N ranks starts them itself, or joins them under torchrun.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from contextlib import contextmanager
+from importlib import import_module
+
+from .errors import RankError, UserError
+from .parallel.launch import check_size, gpu_count, launch
+from .parallel.torchrun import torchrun_env
+
+COMMANDS = ("generate", "logits", "doctor", "select", "trace", "bench", "cost")
+from pathlib import Path  # noqa
+COMMANDS = tuple(c for c in COMMANDS if (Path(__file__).parent / "commands" / f"{c}.py").exists())  # until all have landed
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parser().parse_args(argv)
+        return run(args, argv)
+    except UserError as e:
+        if str(e):
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+    except RankError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m tpgpt2_ref", description="Tensor-parallel GPT-2 whose diagrams run.")
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        module = import_module(f".commands.{name}", __package__)
+        p = sub.add_parser(name, help=module.HELP, description=module.__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(p)
+        _add_json(p)
+        p.set_defaults(module=module)
+    return top
+
+
+def _add_json(p: argparse.ArgumentParser) -> None:
+    """--json on the command, or on each of its subcommands."""
+    nested = [a for a in p._actions if isinstance(a, argparse._SubParsersAction)]
+    for child in nested[0].choices.values() if nested else [p]:
+        child.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")
+
+
+def run(args, argv: list[str]) -> int:
+    """Carry out one parsed command, in this process or on as many ranks as it needs."""
+    command = args.module
+    group = torchrun_env()
+    size = command.ranks(args) if hasattr(command, "ranks") else None
+    if size is not None:
+        if args.device is None:
+            args.device = "cuda" if gpu_count() else "cpu"
+        if size == 0:  # not given
+            size = group.size if group else 1
+        args.tp = size
+        check_size(size if group is None else 1, args.device)
+    if hasattr(command, "check"):
+        command.check(args)
+    if size is not None and size > 1 and group is None:
+        launch(argv, size)
+        return 0
+    with stdout_for_the_result() as out:
+        result = on_rank(command, args) if size is not None else command.run(args, None)
+        if result is not None and (group is None or group.rank == 0 or size is None):
+            print(json.dumps(result) if args.json else command.show(result), file=out, flush=True)
+    return 0
+
+
+def on_rank(command, args) -> dict | None:
+    from .parallel.world import World
+
+    with World.join(args.device, sums=getattr(args, "sum", "auto")) as world:
+        if world.size != args.tp:
+            raise UserError(f"--tp {args.tp}, but torchrun started {world.size} ranks: make them equal")
+        try:
+            return command.run(args, world)
+        except UserError:
+            raise
+        except RuntimeError as e:
+            if world.size == 1 or "CUDA out of memory" in str(e):
+                raise
+            raise RankError(f"rank {world.rank}: {str(e).splitlines()[0]}") from e
+
+
+@contextmanager
+def stdout_for_the_result():
+    """Libraries that print go to stderr: stdout carries the result alone."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(real), "w") as out:
+            yield out
+    finally:
+        os.dup2(real, 1)
+        os.close(real)

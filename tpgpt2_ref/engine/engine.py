@@ -1,0 +1,142 @@
+"""The engine: prompts in, tokens out. Prefill once, then decode a token a step, over pages of the KV cache.
+
+Sequences wait until the cache has pages for all they may need, so that none is ever thrown out half-way.
+"""
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+
+from ..attention.kv_cache import BlockAllocator, allocate_kv_cache
+from ..attention.metadata import decode_metadata, prefill_metadata
+from ..config import CacheConfig
+from ..errors import UserError
+from ..request import SamplingParams, check_prompts
+from ..trace import Trace
+from .sampling import sample
+
+
+@dataclass
+class Sequence:
+    """One prompt and what came of it."""
+
+    number: int
+    prompt: list[int]
+    limit: int  # new tokens at most
+    blocks: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)
+
+    def ended(self, eos: int | None) -> bool:
+        return len(self.new) >= self.limit or (bool(self.new) and self.new[-1] == eos)
+
+
+class Engine:
+    """Greedy or sampled generation for batches of unequal prompts.
+
+    model   a `GPT2Model` with weights
+    cache   pages and dtype; `num_blocks` None makes room for the whole batch
+    After `generate`, `first_forward` holds {op: count} of the first forward's collectives, and `seconds`
+    the time of prefill and of each decode step.
+    """
+
+    def __init__(self, model, cache: CacheConfig = CacheConfig(), max_batch: int = 256):
+        self.model, self.cache, self.max_batch = model, cache, max_batch
+        self.world, self.config = model.world, model.config
+        self.first_forward: dict[str, int] = {}
+        self.seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], max_new_tokens: int = 16,
+                 params: SamplingParams = SamplingParams()) -> list[list[int]]:
+        """New tokens of each prompt, in order. A sequence ends with the end token, at max_new_tokens, or where
+        the model's positions end."""
+        check_prompts(self.config, prompts, max_new_tokens)
+        sequences = [Sequence(i, p, min(max_new_tokens, self.config.n_positions - len(p)) or 1)
+                     for i, p in enumerate(prompts)]
+        allocator = self._cache_for(sequences)
+        waiting, running = deque(sequences), []
+        while waiting or running:
+            fresh = self._admit(waiting, running, allocator)
+            if fresh:
+                self._timed("prefill", lambda: self._prefill(fresh, params))
+                running += fresh
+            else:
+                self._timed("decode", lambda: self._decode(running, params))
+            for s in [s for s in running if s.ended(self.config.eos_token_id)]:
+                allocator.release(s.blocks)
+                running.remove(s)
+        return [s.new for s in sequences]
+
+    def _cache_for(self, sequences) -> BlockAllocator:
+        size = self.cache.block_size
+        need = [-(-(len(s.prompt) + s.limit) // size) for s in sequences]
+        blocks = self.cache.num_blocks or sum(sorted(need)[-self.max_batch:]) + 1
+        if max(need) > blocks - 1:
+            raise UserError(f"the KV cache has {blocks - 1} pages of {size} tokens, one prompt needs {max(need)}: "
+                            "give it more pages, or ask for fewer tokens")
+        impl = self.model.impl
+        dtype = impl.dtype if self.cache.cache_dtype == "auto" else torch.float8_e4m3fn
+        self.kv_caches = allocate_kv_cache(self.config.n_layer, blocks, size, impl.num_heads, impl.head_size, dtype,
+                                           self.world.device)
+        return BlockAllocator(blocks, size)
+
+    def _admit(self, waiting, running, allocator) -> list[Sequence]:
+        fresh = []
+        while waiting and len(running) + len(fresh) < self.max_batch:
+            tokens = len(waiting[0].prompt) + waiting[0].limit
+            if allocator.blocks_for(tokens) > len(allocator.free):
+                break
+            waiting[0].blocks = allocator.allocate(tokens)
+            fresh.append(waiting.popleft())
+        return fresh
+
+    def _prefill(self, sequences, params):
+        lengths = [len(s.prompt) for s in sequences]
+        meta, positions = prefill_metadata(lengths, self._block_table(sequences), self.cache.block_size)
+        ids = torch.tensor([t for s in sequences for t in s.prompt], device=self.world.device)
+        trace, self.world.trace = self.world.trace, self.world.trace or Trace()
+        hidden = self.model(ids, positions, self.kv_caches, meta)
+        logits = self.model.logits(hidden[meta.query_start_loc[1:].long() - 1])  # last position of each prompt
+        self.first_forward = self.first_forward or self.world.trace.counts()
+        self.world.trace = trace
+        self._append(sequences, logits, params)
+
+    def _decode(self, sequences, params):
+        device = self.world.device
+        ids = torch.tensor([s.new[-1] for s in sequences], device=device)
+        lengths = [len(s.prompt) + len(s.new) for s in sequences]
+        positions = torch.tensor(lengths, device=device) - 1
+        meta = decode_metadata(positions, self._block_table(sequences), max(lengths), self.cache.block_size)
+        self._append(sequences, self.model.logits(self.model(ids, positions, self.kv_caches, meta)), params)
+
+    def _append(self, sequences, logits, params):
+        number = torch.tensor([s.number for s in sequences], device=logits.device)
+        position = torch.tensor([len(s.prompt) + len(s.new) for s in sequences], device=logits.device)
+        for s, token in zip(sequences, sample(logits, params, number, position).tolist()):
+            s.new.append(token)
+
+    def _block_table(self, sequences) -> torch.Tensor:
+        width = max(len(s.blocks) for s in sequences)
+        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32,
+                            device=self.world.device)
+
+    def _timed(self, what, step):
+        start = time.perf_counter()
+        step()
+        self.seconds[what].append(time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def prompt_logits(model, ids: list[int]) -> torch.Tensor:
+    """Logits of every position of one prompt: ids (T) -> (T, V) float32."""
+    check_prompts(model.config, [ids])
+    device, cache = model.world.device, CacheConfig(model.impl.block_size)
+    pages = -(-len(ids) // cache.block_size)
+    kv = allocate_kv_cache(model.config.n_layer, pages + 1, cache.block_size, model.impl.num_heads,
+                           model.impl.head_size, model.impl.dtype, device)
+    table = torch.arange(1, pages + 1, dtype=torch.int32, device=device)[None]
+    meta, positions = prefill_metadata([len(ids)], table, cache.block_size)
+    return model.logits(model(torch.tensor(ids, device=device), positions, kv, meta)).float()

@@ -1,0 +1,114 @@
+"""Start N ranks of a command on this machine, and stop them all when one fails.
+
+What torchrun does, for one host: each rank is a process with torchrun's variables. A rank that dies takes the
+others with it within seconds, and the message names it.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from ..errors import RankError, UserError
+from .torchrun import share_gpu
+
+GRACE = 3.0  # seconds that the others get to end by themselves once one rank has failed
+
+
+def gpu_count() -> int:
+    """GPUs that CUDA shows this process, without importing torch."""
+    try:
+        cuda, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return 0
+    return count.value if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+
+
+def check_size(size: int, device: str) -> None:
+    """Refuse a TP size that this machine can't run."""
+    if size < 1:
+        raise UserError(f"--tp must be at least 1, not {size}")
+    if device == "cuda":
+        gpus = gpu_count()
+        if gpus == 0:
+            raise UserError("--device cuda, but this machine has no usable NVIDIA GPU: use --device cpu "
+                            "(`python -m tpgpt2_ref doctor` says what is missing)")
+        if size > gpus and not share_gpu():
+            raise UserError(f"--tp {size} needs {size} GPUs, this machine has {gpus}: lower --tp, or use --device cpu")
+
+
+def free_port() -> int:
+    """A port to meet on: MASTER_PORT if it is set (an error if it is taken), otherwise any free one."""
+    wanted = os.environ.get("MASTER_PORT", "0")
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", int(wanted)))
+        except (OSError, ValueError, OverflowError) as e:
+            raise UserError(f"MASTER_PORT {wanted} cannot be used ({e}): set it to a free port, or unset it") from e
+        return s.getsockname()[1]
+
+
+def rank_env(rank: int, size: int, port: int) -> dict[str, str]:
+    """torchrun's variables for one rank of a group on this host."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))}
+
+
+def launch(argv: list[str], size: int, env: dict[str, str] | None = None) -> None:
+    """Run `python -m tpgpt2_ref ARGV` as `size` ranks. Rank 0 has this process's stdout and stderr.
+
+    Raises UserError if the ranks ended with status 2 (they have said why), RankError naming the rank that failed.
+    """
+    port, logs, ranks = free_port(), [], []
+    try:
+        for rank in range(size):
+            logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
+            ranks.append(subprocess.Popen(
+                [sys.executable, "-m", "tpgpt2_ref", *argv], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                env={**os.environ, **rank_env(rank, size, port), **(env or {})},
+                stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
+        _wait(ranks, logs)
+    finally:
+        for p in ranks:
+            p.kill()
+        for p in ranks:
+            p.wait()
+
+
+def _wait(ranks: list[subprocess.Popen], logs: list) -> None:
+    while any(p.poll() is None for p in ranks):
+        failed = [r for r, p in enumerate(ranks) if p.returncode]
+        if failed:
+            break
+        time.sleep(0.02)
+    failed = [r for r, p in enumerate(ranks) if p.returncode]
+    if not failed:
+        return
+    first, deadline = failed[0], time.monotonic() + GRACE
+    while any(p.poll() is None for p in ranks) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    status = ranks[first].returncode
+    if status == 2:
+        if first == 0 or ranks[0].returncode == 2:
+            raise UserError("")  # rank 0 has printed it
+        raise UserError(_last_line(logs[first]).removeprefix("error: "))
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"failed with status {status}"
+    why = f": {_last_line(logs[first]).removeprefix('error: ')}" if first and status > 0 else ""
+    raise RankError(f"rank {first} {how}{why}; the other ranks were stopped")
+
+
+def _last_line(log) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
