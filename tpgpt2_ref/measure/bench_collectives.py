@@ -1,0 +1,254 @@
+"""Diagram 3 under a stopwatch: every collective, every way to sum, from 256 bytes to a gigabyte.
+
+  python -m tpgpt2_ref bench collectives --tp 2
+  python -m tpgpt2_ref bench collectives --sizes 1K,1M --ops all_reduce --json
+  python -m tpgpt2_ref bench collectives --link all --record      turn the dial of Diagram 6, keep the rows
+
+A row's `bytes` are one rank's input. `algbw` and `busbw` are those of NVIDIA's nccl-tests (PERFORMANCE.md), whose
+size is the whole result of an all-gather:
+
+    algbw = size / time        busbw = algbw * 2(n-1)/n   all_reduce
+                                       algbw * (n-1)/n    all_gather, reduce_scatter
+                                       algbw              broadcast
+
+One sample is the mean of some calls in a row, on the slowest rank; a row holds the samples' median, p10 and p90.
+`bare nccl` and `bare gloo` are torch.distributed's own calls, timed in turn with ours.
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+from statistics import median, quantiles
+
+import torch
+
+from ..config import DTYPES
+from ..errors import RankError, UserError
+from ..parallel.bare import bare
+from ..parallel.collectives import all_gather, all_reduce, barrier, broadcast, gather_objects, reduce_scatter
+from ..parallel.launch import gpu_count
+from ..parallel.torchrun import torchrun_env
+from . import links, results
+
+HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+SMALLEST, LARGEST = 256, {"cuda": 2**30, "cpu": 2**24}
+DOOR_BYTES = 1536  # one GPT-2 token in bf16: where an overhead would hurt most
+
+
+def add_arguments(parser):
+    parser.add_argument("--tp", type=int, default=None, metavar="N", help="ranks (default: the GPUs, at least 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda if there are N GPUs")
+    parser.add_argument("--sizes", type=sizes, default=None, metavar="256,1K,…,1G", help="bytes of one rank's input "
+                        "(default: every power of two from 256 to 1G, on CPUs to 16M)")
+    parser.add_argument("--ops", type=ops, default=OPS, metavar="OP,…", help=f"default: {','.join(OPS)}")
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="default: bfloat16 on GPUs, float32 on CPUs")
+    parser.add_argument("--link", choices=(*links.DIAL, "all"), default="as is", help="make the ranks talk over "
+                        "another link than the machine's own; all: one after the other")
+    parser.add_argument("--samples", type=int, default=30, metavar="N", help="samples a row (default: 30)")
+    parser.add_argument("--record", nargs="?", const=str(results.BOOK_RESULTS), metavar="FOLDER",
+                        help="keep the rows in FOLDER/<machine>/collectives.json (default: the book's results)")
+
+
+def ranks(args) -> int | None:
+    group = torchrun_env()
+    if group is None and args.link in ("all", "two hosts"):
+        return None  # each link starts ranks of its own
+    if args.tp is None:
+        args.tp = group.size if group else max(2, gpu_count())
+    if args.link != "as is":
+        args.device = links.DIAL[args.link].device
+    elif args.device is None:
+        args.device = "cuda" if gpu_count() >= args.tp else "cpu"
+    return args.tp
+
+
+def check(args):
+    if args.tp is not None and args.tp < 2:
+        raise UserError("a collective needs at least 2 ranks: give --tp 2 or more")
+    if args.samples < 3:
+        raise UserError("--samples must be at least 3: a median and a spread come out of them")
+    if args.link != "all":
+        links.turn_dial(args.link)  # before any rank of this process or its children has started NCCL
+
+
+def run(args, world) -> dict:
+    out = {"bench": "collectives", "machine": results.machine_card()}
+    if world is None:
+        kept = [row for link in _links(args.link) for row in links.sweep(link, args.tp or 2, _options(args))]
+    else:
+        kept = []
+        for row, samples in sweep(world, args.ops, args.sizes, args.dtype, args.link, args.samples):
+            kept.append((row, samples))
+            if args.json and world.rank == 0:
+                print(json.dumps({"row": row, "us": samples}), file=sys.stderr, flush=True)
+        out["door"] = door_overhead(world)
+    out["rows"] = [row for row, _ in kept]
+    if args.record and (world is None or world.rank == 0):
+        run = results.Run("collectives", out["machine"], out["rows"])
+        out["recorded"] = str(results.save(run, args.record, [samples for _, samples in kept]))
+    return out
+
+
+def show(result) -> str:
+    lines = [f"{'op':15}{'path':20}{'graph':>6}{'bytes':>12}{'us':>11}{'p10':>11}{'p90':>11}{'busbw GB/s':>12}"]
+    lines += [f"{r['op']:15}{r['path']:20}{'yes' if r['graph'] else 'no':>6}{r['bytes']:>12,}{r['us_median']:>11.1f}"
+              f"{r['us_p10']:>11.1f}{r['us_p90']:>11.1f}{r['busbw_gb_per_s']:>12.3f}" for r in result["rows"]]
+    if "door" in result:
+        door = result["door"]
+        lines.append(f"our door costs {door['overhead_us']:.2f} us more than a bare call of {door['bytes']} bytes")
+    return "\n".join([*lines, *([f"kept in {result['recorded']}"] if "recorded" in result else [])])
+
+
+def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30) -> Iterator[tuple[dict, list[float]]]:
+    """(row, its samples in microseconds), one after the other, the same on every rank. All ranks must iterate."""
+    cuda = world.device.type == "cuda"
+    dtype = dtype or ("bfloat16" if cuda else "float32")
+    path_here, link_in_words = links.DIAL[link].path, links.describe(link, world.device.type)
+    for op in ops:
+        for nbytes in sizes or powers_of_two(SMALLEST, LARGEST[world.device.type]):
+            count = max(nbytes // getattr(torch, dtype).itemsize, world.size)
+            if op == "reduce_scatter":
+                count -= count % world.size  # every rank keeps an equal part
+            x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
+            for graph in (False, True) if cuda else (False,):
+                paths = calls(op, x, world)
+                for path, us in timed(paths, world, x.nbytes, samples, graph).items():
+                    yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
+                           "graph": graph, **spread(us), **bandwidth(op, x.nbytes, median(us), world.size),
+                           "link": link_in_words}, us
+
+
+def calls(op: str, x, world) -> dict:
+    """{path: a call without arguments}, checked to give the right answer: every way there is to run `op` on x."""
+    if op == "all_reduce":
+        paths = {way.name: (lambda way=way: way(x)) for way in world.sums if way.takes(x)}
+    else:
+        door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
+        paths = {world.backend: lambda: door(x, world)}
+    for path, call in paths.items():
+        x.fill_(world.rank + 1)
+        got = call()[[0, -1]].tolist()  # the first and the last value
+        total = world.size * (world.size + 1) / 2
+        want = {"all_gather": [1, world.size], "broadcast": [1, 1]}.get(op, [total, total])
+        if got != want:
+            raise RankError(f"{op} through {path} of {x.nbytes} bytes gave {got}, not {want}")
+    x.zero_()  # sums of sums of sums stay finite
+    return {**paths, f"bare {world.backend}": bare(op, x, world)}
+
+
+def timed(paths: dict, world, nbytes: int, samples: int, graph: bool) -> dict[str, list[float]]:
+    """Microseconds a call, `samples` of them for each path, taken in turn, each of the slowest rank."""
+    calls = min(20, max(1, 2**24 // nbytes)) if world.device.type == "cuda" else min(10, max(1, 2**16 // nbytes))
+    runs = {path: Captured(call, calls) if graph else (lambda call=call: [call() for _ in range(calls)])
+            for path, call in paths.items()}
+    mine = {path: [] for path in paths}
+    for i in range(samples + 3):
+        for path, run in runs.items():
+            barrier(world)
+            us = stopwatch(run, world.device) / calls
+            if i >= 3:  # the first ones warm up
+                mine[path].append(us)
+    by_rank = gather_objects(mine, world)
+    return {path: [max(rank[path][i] for rank in by_rank) for i in range(samples)] for path in paths}
+
+
+class Captured:
+    """Some calls in a row as one CUDA graph."""
+
+    def __init__(self, call, calls: int):
+        call()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for _ in range(calls):
+                call()
+
+    def __call__(self):
+        self.graph.replay()
+
+
+def stopwatch(run, device) -> float:
+    """Microseconds of one run: between two CUDA events, or on the host's clock."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e3
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e6
+
+
+def door_overhead(world, repeats: int = 200) -> dict:
+    """What `all_reduce` of collectives.py costs the host beyond the bare call: medians of calls taken in turn."""
+    x = torch.zeros(DOOR_BYTES // 4, device=world.device)
+    theirs = bare("all_reduce", x, world)
+    sums, world.sums = world.sums, world.sums[-1:]  # the group's own way: the same work behind both
+    times = {"door": [], "bare": []}
+    for _ in range(repeats):
+        for name, call in (("door", lambda: all_reduce(x, world)), ("bare", theirs)):
+            barrier(world)
+            start = time.perf_counter()
+            for _ in range(10):
+                call()
+            times[name].append((time.perf_counter() - start) * 1e5)
+    world.sums = sums
+    overhead = median(door - bare for door, bare in zip(times["door"], times["bare"], strict=True))
+    return {"bytes": DOOR_BYTES, **{f"{name}_us": median(t) for name, t in times.items()}, "overhead_us": overhead}
+
+
+def spread(us: list[float]) -> dict:
+    tenths = quantiles(us, n=10, method="inclusive")
+    return {"us_median": round(median(us), 3), "us_p10": round(tenths[0], 3), "us_p90": round(tenths[-1], 3)}
+
+
+def bandwidth(op: str, nbytes: int, us: float, n: int) -> dict:
+    """GB/s as nccl-tests defines it: what the algorithm sees, and what the bus carries."""
+    algbw = nbytes * (n if op == "all_gather" else 1) / us / 1e3
+    bus = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1}.get(op, (n - 1) / n)
+    return {"algbw_gb_per_s": round(algbw, 6), "busbw_gb_per_s": round(algbw * bus, 6)}
+
+
+def powers_of_two(first: int, last: int) -> list[int]:
+    return [first << i for i in range((last // first).bit_length())]
+
+
+def sizes(text: str) -> list[int]:
+    """"256,1K,16M,1G" -> bytes."""
+    found = [re.fullmatch(r"(\d+)([KMG]?)B?", part.strip(), re.IGNORECASE) for part in text.split(",")]
+    if not all(found):
+        raise UserError(f"--sizes {text}: give bytes such as 256,1K,16M,1G")
+    out = [int(m[1]) * 1024 ** "KMG".find(m[2].upper()) * 1024 if m[2] else int(m[1]) for m in found]
+    if min(out) < 4 or max(out) > 2**32:
+        raise UserError(f"--sizes {text}: sizes go from 4 bytes to 4G")
+    return out
+
+
+def ops(text: str) -> tuple[str, ...]:
+    if unknown := set(text.split(",")) - set(OPS):
+        raise UserError(f"unknown collective {min(unknown)!r}; known: {', '.join(OPS)}")
+    return tuple(text.split(","))
+
+
+def _links(link: str) -> list[str]:
+    """The positions of the dial to go through, saying which ones this machine has to leave out."""
+    if link != "all":
+        return [link]
+    for name, reason in (able := links.positions()).items():
+        if reason:
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+    return [name for name, reason in able.items() if reason is None]
+
+
+def _options(args) -> tuple[str, ...]:
+    """The arguments that each link's own command gets."""
+    out = ["--ops", ",".join(args.ops), "--samples", str(args.samples)]
+    out += ["--sizes", ",".join(map(str, args.sizes))] if args.sizes else []
+    return tuple(out + (["--dtype", args.dtype] if args.dtype else []))

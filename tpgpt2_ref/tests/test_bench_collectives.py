@@ -1,0 +1,101 @@
+"""The sweep of Diagram 3: sizes, bandwidths as nccl-tests defines them, answers checked before they are timed."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tpgpt2_ref.cli import main
+from tpgpt2_ref.errors import RankError, UserError
+from tpgpt2_ref.measure import bench_collectives as bench
+from tpgpt2_ref.measure import results
+from tpgpt2_ref.parallel.fake import fake_world
+from tpgpt2_ref.parallel.world import World
+
+
+def cli(*argv, **more):
+    return subprocess.run([sys.executable, "-m", "tpgpt2_ref", *argv], capture_output=True, text=True, timeout=120,
+                          **more)
+
+
+def test_sizes_are_read_as_nccl_tests_writes_them():
+    assert bench.sizes("256,1K,16M,1G") == [256, 1024, 2**24, 2**30]
+    assert bench.powers_of_two(256, 2**30) == [2**i for i in range(8, 31)]
+    for bad in ("", "1T", "1.5K", "-1", "2", "8G"):
+        with pytest.raises(UserError, match="--sizes"):
+            bench.sizes(bad)
+    with pytest.raises(UserError, match="'all_to_all'; known: all_reduce"):
+        bench.ops("all_reduce,all_to_all")
+
+
+@pytest.mark.parametrize("op, bus", [("all_reduce", 2 * 3 / 4), ("all_gather", 3 / 4), ("reduce_scatter", 3 / 4),
+                                     ("broadcast", 1)])
+def test_bandwidth_is_nccl_tests(op, bus):
+    """1 MB in 10 us on 4 ranks. nccl-tests' size of an all-gather is its result: 4 MB."""
+    size = 4e6 if op == "all_gather" else 1e6
+    got = bench.bandwidth(op, 1_000_000, 10.0, 4)
+    assert got == {"algbw_gb_per_s": size / 1e4, "busbw_gb_per_s": size / 1e4 * bus}
+
+
+def test_spread_is_in_order():
+    assert bench.spread([float(i) for i in range(1, 12)]) == {"us_median": 6, "us_p10": 2, "us_p90": 10}
+
+
+def test_a_wrong_sum_is_an_error_and_not_a_time():
+    """The ranks of a fake world never answer: an all-reduce there leaves this rank's own value."""
+    with fake_world(2) as world, pytest.raises(RankError, match="gave .*, not"):
+        world.device = torch.device("cpu")
+        bench.calls("all_reduce", torch.zeros(8), world)
+
+
+def test_the_command_on_two_gloo_ranks(tmp_path):
+    got = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256,64K", "--samples", "3", "--json",
+              "--record", str(tmp_path))
+    assert got.returncode == 0, got.stderr
+    result = json.loads(got.stdout)
+    run = results.load(result["recorded"])
+    assert run.rows == result["rows"] and run.is_this_machine
+    assert {(r["op"], r["path"], r["bytes"]) for r in run.rows} == {
+        (op, path, n) for op in bench.OPS for path in ("gloo", "bare gloo") for n in (256, 65536)}
+    assert all(0 < r["us_p10"] <= r["us_median"] <= r["us_p90"] and r["world"] == 2 for r in run.rows)
+    streamed = [json.loads(line) for line in got.stderr.splitlines() if line.startswith('{"row"')]
+    assert [s["row"] for s in streamed] == run.rows and all(len(s["us"]) == 3 for s in streamed)
+    assert result["door"]["bytes"] == 1536
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["--sizes", "huge"], "--sizes huge"), (["--tp", "1"], "at least 2 ranks"), (["--samples", "1"], "--samples"),
+    (["--ops", "scatter"], "known: all_reduce"),
+])
+def test_mistakes_are_one_line_and_status_2(argv, word, capsys):
+    assert main(["bench", "collectives", "--device", "cpu", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert word in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.gpus(2)
+def test_nccl_at_a_gigabyte_is_the_bare_calls():
+    """Eager and in a graph: our door moves 1 GiB within 2 % of torch.distributed's own call, and adds <= 2 us."""
+    got = cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
+              "--json")
+    assert got.returncode == 0, got.stderr
+    result = json.loads(got.stdout)
+    at = {(r["path"], r["graph"]): r["busbw_gb_per_s"] for r in result["rows"] if r["bytes"] == 2**30}
+    for graph in (False, True):
+        assert at["nccl", graph] == pytest.approx(at["bare nccl", graph], rel=0.02)
+    assert result["door"]["overhead_us"] <= 2
+
+
+@pytest.mark.gpu
+def test_a_graph_times_the_calls_it_holds():
+    """One rank is enough to see that a graph of n calls takes n times one call."""
+    world, cycles = World.single("cuda:0"), 200_000
+
+    def call():
+        torch.cuda._sleep(cycles)
+
+    us = {n: bench.stopwatch(bench.Captured(call, n), world.device) / n for n in (2, 20)}
+    assert us[20] == pytest.approx(us[2], rel=0.25)
