@@ -23,8 +23,10 @@ from .attention.layer import Attention
 from .attention.metadata import AttentionMetadata
 from .config import PLANS, GPT2Config
 from .errors import UserError
-from .parallel import (ColumnParallelLinear, ParallelLMHead, QKVParallelLinear, RowParallelLinear,
-                       VocabParallelEmbedding, World, all_gather)
+from .parallel.collectives import all_gather
+from .parallel.embedding import ParallelLMHead, VocabParallelEmbedding
+from .parallel.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from .parallel.world import World
 
 INNER_MULTIPLE = 8  # the MLP's width a rank: 16 bytes of fp16, what tensor cores want a row to be
 

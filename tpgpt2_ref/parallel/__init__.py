@@ -1,21 +1,9 @@
-"""Tensor parallelism. `collectives.py` (Diagram 3) is the only door to torch.distributed.
+"""Tensor parallelism.
 
-The names below are loaded when first used, so that starting ranks doesn't cost an import of torch.
+    world.py         World: rank, size, device, group, passed along
+    collectives.py   Diagram 3: all_gather, all_reduce, split; the only door to torch.distributed
+    all_reduce/      the ways to sum behind that door
+    linear.py        ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+    embedding.py     VocabParallelEmbedding, ParallelLMHead
+    launch.py        N ranks on this machine, without torchrun
 """
-from importlib import import_module
-
-_HOME = {
-    "world": ["World"],
-    "collectives": ["all_gather", "all_reduce", "barrier", "broadcast", "gather_objects", "reduce_scatter",
-                    "split_tensor_along_last_dim"],
-    "linear": ["ColumnParallelLinear", "QKVParallelLinear", "RowParallelLinear"],
-    "embedding": ["VocabParallelEmbedding", "ParallelLMHead"],
-}
-__all__ = [name for names in _HOME.values() for name in names]
-
-
-def __getattr__(name: str):
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

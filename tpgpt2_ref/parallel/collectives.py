@@ -34,9 +34,9 @@ def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     if world.size == 1:
         return x
     x = x.contiguous()
-    out = x.new_empty(world.size, *x.shape)
+    out = x.new_empty(world.size * x.shape[0], *x.shape[1:])
     _recorded(world, "all_gather", x, layer, lambda: _all_gather_single(out, x, group=world.group))
-    return out.movedim(0, -2).flatten(-2)  # (size, ..., n) -> (..., size * n)
+    return out.view(world.size, *x.shape).movedim(0, -2).flatten(-2)  # (size, ..., n) -> (..., size * n)
 
 
 def reduce_scatter(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
