@@ -33,6 +33,7 @@ class World:
     group: dist.ProcessGroup | None = None
     sums: tuple[AllReduce, ...] = ()
     trace: Trace | None = None
+    timeout: float = 60.0  # seconds to wait for a rank that never comes
 
     @property
     def backend(self) -> str:
@@ -68,6 +69,7 @@ class World:
                 # NCCL refuses two ranks on one GPU of one host: name each rank a host of its own, so that
                 # it goes over sockets. It shows that the code is right, never how fast it is.
                 os.environ["NCCL_HOSTID"] = f"rank{rank}"
+                os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
         try:
             dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=size,
                                     timeout=timedelta(seconds=timeout),
@@ -78,7 +80,7 @@ class World:
                 raise UserError(f"port {port} is in use: set MASTER_PORT to a free one, or leave it out") from e
             raise RankError(f"rank {rank}: the group of {size} did not form on port {port}: "
                             f"{str(e).splitlines()[0]}") from e
-        world = cls(rank, size, where, dist.group.WORLD)
+        world = cls(rank, size, where, dist.group.WORLD, timeout=timeout)
         world.sums = ways_to_sum(world, sums)
         return world
 

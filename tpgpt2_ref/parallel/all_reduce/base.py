@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from math import inf
 
 import torch
 
@@ -10,19 +11,32 @@ class AllReduce(ABC):
     """Sums one tensor over the ranks of a world."""
 
     name: str  # as rows of a trace and results name it
+    limit: float = inf  # the largest tensor, in bytes, that it is given; see `LIMITS`
 
     @classmethod
     def missing(cls, world) -> str | None:
         """Why this way can't run in this world, or None if it can. Every rank must answer alike."""
         return None
 
-    @abstractmethod
+    def can(self, x: torch.Tensor) -> bool:
+        """Whether it is able to sum a tensor of this size and dtype. Depends on nothing else: ranks must agree."""
+        return True
+
     def takes(self, x: torch.Tensor) -> bool:
-        """Whether this way sums tensors of this size and dtype. Depends on nothing else: ranks must agree."""
+        """Whether it is able to, and the size is one for which it was chosen."""
+        return x.nbytes <= self.limit and self.can(x)
 
     @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, shaped as x. May overwrite x: use the result."""
 
-    def close(self) -> None:
+    @staticmethod
+    def bytes_out(nbytes: int, size: int) -> float:
+        """Payload that leaves one rank when `size` ranks sum tensors of nbytes. Here a ring's, the least possible."""
+        return 2 * (size - 1) / size * nbytes
+
+    def check(self) -> None:  # noqa: B027
+        """Raise RankError if a peer fell silent in a call that has ended. Waits for nothing."""
+
+    def close(self) -> None:  # noqa: B027
         """Give back buffers shared with peers."""

@@ -12,9 +12,6 @@ class C10dAllReduce(AllReduce):
         self.group = world.group
         self.name = dist.get_backend(world.group)
 
-    def takes(self, x: torch.Tensor) -> bool:
-        return True
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         dist.all_reduce(x, group=self.group)

@@ -1,0 +1,52 @@
+"""GPU memory that every rank of one host reads and writes directly: the ground of `push`, `one_shot`, `two_shot`.
+
+Each rank allocates the same number of bytes and exchanges handles (torch's symmetric memory, over CUDA's virtual
+memory management); from then on a peer's buffer is an ordinary address, and a load or a store goes over NVLink.
+"""
+from __future__ import annotations
+
+import os
+import socket
+
+import torch
+
+from ..collectives import barrier, gather_objects
+
+
+def unreachable(world) -> str | None:
+    """Why the ranks can't address one another's memory, or None if they can. All ranks must ask, and hear the same."""
+    if world.device.type != "cuda":
+        return "it needs GPUs"
+    if not 2 <= world.size <= 8:
+        return f"it joins 2 to 8 ranks, not {world.size}"
+    gpus = [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+    places = gather_objects((socket.gethostname(), gpus[world.device.index]), world)
+    reason = None
+    for rank, (host, gpu) in enumerate(places):
+        if host != socket.gethostname():
+            reason = f"rank {rank} runs on another host"
+        elif gpu not in gpus:
+            reason = f"rank {world.rank} does not see rank {rank}'s GPU"
+        elif gpu != gpus[world.device.index] and not torch.cuda.can_device_access_peer(world.device.index,
+                                                                                        gpus.index(gpu)):
+            reason = f"GPU {world.device.index} can't read GPU {gpus.index(gpu)} directly"
+    return next((r for r in gather_objects(reason, world) if r), None)
+
+
+def symmetric_buffer(world, nbytes: int) -> tuple[torch.Tensor, list[int]]:
+    """This rank's buffer, (nbytes,) uint8 of ones, and every rank's address of it as seen from here."""
+    # Multicast (multimem) is another way to sum, which not every host allows; off, a rendezvous never asks for it.
+    os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
+    import torch.distributed._symmetric_memory as symm_mem
+
+    buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=world.device).fill_(0xFF)
+    handle = symm_mem.rendezvous(buffer, world.group)
+    torch.cuda.synchronize(world.device)
+    barrier(world)  # nobody writes into a buffer that its owner still fills
+    return buffer, list(handle.buffer_ptrs)
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """x itself if it is contiguous and starts at a multiple of 16 bytes, otherwise a copy that does."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
