@@ -66,9 +66,12 @@ class Run:
 
 def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None) -> Path:
     """Write folder/<machine>/<name>.json, whole or not at all; samples (one list a row) go beside it in raw/."""
-    run = replace(run, recorded_at=run.recorded_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                  commit=run.commit or commit())
-    path = Path(folder) / run.machine["slug"] / f"{run.name}.json"
+    return write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
+
+
+def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) -> Path:
+    """Write one file to a path of your choice."""
+    run, path = stamped(run), Path(path)
     validate(document := {"schema": SCHEMA, **run.__dict__}, path)
     if samples is not None and len(samples) != len(run.rows):
         raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
@@ -77,6 +80,12 @@ def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None)
         raw = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
         _write(path.parent / "raw" / path.name, raw, [{"us": [round(x, 3) for x in s]} for s in samples])
     return path
+
+
+def stamped(run: Run) -> Run:
+    """The run with its date and commit: now and this checkout's, where it has none yet."""
+    return replace(run, recorded_at=run.recorded_at or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                   commit=run.commit or commit())
 
 
 def load(path: Path | str) -> Run:
@@ -98,11 +107,14 @@ def recorded(name: str, folder: Path | str = BOOK_RESULTS) -> list[Run]:
 
 
 def one_machine(runs: list[Run]) -> Run:
-    """The runs' rows as one run. Refuses to mix machines, or kinds of rows."""
-    for field, values in (("name", {r.name for r in runs}), ("machine", {r.machine["slug"] for r in runs})):
-        if len(values) > 1:
-            raise UserError(f"these results differ in {field} ({', '.join(sorted(values))}): give them one at a time")
+    """The rows of runs of one kind as one run. Refuses to mix machines."""
+    same_machine(runs)
     return replace(runs[0], rows=[row for run in runs for row in run.rows])
+
+
+def same_machine(runs: list[Run]) -> None:
+    if len(slugs := {run.machine["slug"] for run in runs}) > 1:
+        raise UserError(f"these results are of different machines ({', '.join(sorted(slugs))}): take one machine's")
 
 
 def validate(document, where) -> None:
@@ -204,7 +216,10 @@ def _kind(kind) -> str:
 
 def _write(path: Path, head: dict, rows: list[dict]) -> None:
     """JSON with one row a line, so that a change of one row is a change of one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror}") from e
     head = json.dumps({k: v for k, v in head.items() if k != "rows"}, indent=1)[:-2]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     part = path.with_suffix(".part")

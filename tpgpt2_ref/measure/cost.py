@@ -1,0 +1,172 @@
+"""The summary table as a model that can be wrong: what a collective costs, fitted to measurements.
+
+    t(bytes) = alpha + beta * bytes        a floor for each call, then bytes over bandwidth
+
+in pieces, because a library changes its protocol with the size. Each (op, path, world, graph) is fitted to every
+second size and judged on the sizes between, which it has never seen: its median and worst relative error stand
+beside its parameters. The diagram's "1-5 us per element" has no such form: see `per_element_us`.
+Source of the form: Hockney 1994, "The communication challenge for MPP". Nothing here imports torch.
+"""
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from itertools import combinations
+from statistics import median, quantiles
+
+from ..errors import UserError
+
+MAX_PIECES = 4
+PIECE_COSTS = 0.005  # squared relative errors that a further piece must save: about 7 % at one size
+FEWEST_SIZES = 6  # 3 to fit, 3 to judge
+
+
+def fit_collectives(rows: list[dict]) -> list[dict]:
+    """Rows of `collectives` -> rows of `cost_model`: one for each piece of each (op, path, world, graph)."""
+    groups = defaultdict(dict)
+    for row in rows:
+        groups[row["op"], row["path"], row["world"], row["graph"]][row["bytes"]] = row["us_median"]
+    out = []
+    for (op, path, world, graph), us in sorted(groups.items()):
+        sizes = sorted(us)
+        if len(sizes) < FEWEST_SIZES:
+            continue
+        pieces = fit_pieces([(n, us[n]) for n in sizes[::2]])
+        errors = [abs(evaluate(pieces, n) / us[n] - 1) for n in sizes[1::2]]
+        out += [{"op": op, "path": path, "world": world, "graph": graph, **piece, "to_bytes": sizes[-1],
+                 **error_fields(errors)} for piece in pieces]
+    if not out:
+        raise UserError(f"nothing to fit: each op and path needs at least {FEWEST_SIZES} sizes "
+                        "(bench collectives without --sizes measures enough)")
+    return out
+
+
+def fit_pieces(points: list[tuple[int, float]]) -> list[dict]:
+    """The alpha-beta pieces with the least squared relative error, a further piece costing PIECE_COSTS.
+
+    points  (bytes, microseconds), by size
+    """
+    best = {0: (0.0, [])}  # how many points are covered -> (error, pieces)
+    for stop in range(2, len(points) + 1):
+        choices = []
+        for start in range(0, stop - 1):
+            if start not in best or len(best[start][1]) == MAX_PIECES:
+                continue
+            (alpha, beta), error = least_squares([(1.0, n) for n, _ in points[start:stop]],
+                                                 [us for _, us in points[start:stop]])
+            piece = {"from_bytes": points[start][0], "alpha_us": alpha, "beta_us_per_byte": beta}
+            choices.append((best[start][0] + error + PIECE_COSTS, [*best[start][1], piece]))
+        if choices:
+            best[stop] = min(choices, key=lambda c: c[0])
+    return _joined(best[len(points)][1], [n for n, _ in points])
+
+
+def _joined(pieces: list[dict], sizes: list[int]) -> list[dict]:
+    """Let two pieces meet where their lines cross, if that lies between their sizes, otherwise half-way (in log)."""
+    out = [dict(pieces[0])]
+    for left, right in zip(pieces, pieces[1:], strict=False):
+        low, high = max(n for n in sizes if n < right["from_bytes"]), right["from_bytes"]
+        slope = left["beta_us_per_byte"] - right["beta_us_per_byte"]
+        cross = (right["alpha_us"] - left["alpha_us"]) / slope if slope else -1
+        out.append({**right, "from_bytes": int(cross if low < cross < high else (low * high) ** 0.5)})
+    return out
+
+
+def evaluate(pieces: list[dict], nbytes: int) -> float:
+    """Microseconds of one call, by the piece that holds the size (the first, below all)."""
+    piece = max((p for p in pieces if p["from_bytes"] <= nbytes), key=lambda p: p["from_bytes"], default=pieces[0])
+    return piece["alpha_us"] + piece["beta_us_per_byte"] * nbytes
+
+
+def predict(model: list[dict], op: str, nbytes: int, world: int, path: str | None = None, graph: bool = False) -> dict:
+    """What one call costs, by the fastest path of the model or by the one named, and how good that path's fit was.
+
+    A world that was not measured is put together on paper, as a ring would run it, and says so.
+    """
+    rows = [r for r in model if r["op"] == op and r["graph"] == graph and (path in (None, r["path"]))]
+    rows = [r for r in rows if path or not r["path"].startswith("bare ")]
+    if not rows:
+        known = sorted({f"{r['op']} over {r['path']}{' in a graph' if r['graph'] else ''}" for r in model
+                        if "from_bytes" in r and not r["path"].startswith("bare ")})
+        raise UserError(f"the model has no {op}{f' over {path}' if path else ''}{' in a graph' if graph else ''}; "
+                        f"it has {', '.join(known)}")
+    measured = max((r["world"] for r in rows if r["world"] <= world), default=min(r["world"] for r in rows))
+    by_path = defaultdict(list)
+    for r in rows:
+        if r["world"] == measured:
+            by_path[r["path"]].append(r)
+    latency, bandwidth = ring_scale(op, measured, world)
+    found = []
+    for name, pieces in by_path.items():
+        scaled = [{**p, "alpha_us": p["alpha_us"] * latency, "beta_us_per_byte": p["beta_us_per_byte"] * bandwidth}
+                  for p in pieces]
+        found.append({"us": evaluate(scaled, nbytes), "path": name, "op": op, "bytes": nbytes, "world": world,
+                      "graph": graph, "measured_world": measured, "on_paper": measured != world,
+                      "beyond_measured_sizes": not pieces[0]["from_bytes"] <= nbytes <= pieces[0]["to_bytes"],
+                      **{k: pieces[0][k] for k in pieces[0] if k.startswith("heldout")}})
+    return min(found, key=lambda f: f["us"])
+
+
+def ring_scale(op: str, measured: int, world: int) -> tuple[float, float]:
+    """How a ring's floor and its time a byte grow from one world to another, for bytes of one rank's input.
+
+    Steps: n-1 (all-reduce twice that). Bytes a link: all_reduce 2(n-1)/n, reduce_scatter (n-1)/n, all_gather n-1,
+    broadcast 1, of the input.
+    """
+    steps = (world - 1) / (measured - 1)
+    share = steps * measured / world
+    return steps, {"all_reduce": share, "reduce_scatter": share, "all_gather": steps, "broadcast": 1.0}[op]
+
+
+def least_squares(features: list[tuple], us: list[float]) -> tuple[tuple[float, ...], float]:
+    """Non-negative coefficients with the least sum of squared relative errors, and that sum.
+
+    With so few terms every subset can be tried: a term that would come out negative is left out.
+    """
+    rows = [[f / t for f in row] for row, t in zip(features, us, strict=True)]  # each row's target is 1
+    width, best = len(rows[0]), None
+    for count in range(1, width + 1):
+        for chosen in combinations(range(width), count):
+            scale = [max(r[c] for r in rows) or 1.0 for c in chosen]
+            part = [[r[c] / s for c, s in zip(chosen, scale, strict=True)] for r in rows]
+            solved = solve([[sum(r[i] * r[j] for r in part) for j in range(count)] for i in range(count)],
+                           [sum(r[i] for r in part) for i in range(count)])
+            if solved is None or min(solved) < 0:
+                continue
+            error = sum((sum(x * y for x, y in zip(r, solved, strict=True)) - 1) ** 2 for r in part)
+            if best is None or error < best[1]:
+                coefficients = [0.0] * width
+                for c, x, s in zip(chosen, solved, scale, strict=True):
+                    coefficients[c] = x / s
+                best = tuple(coefficients), error
+    return best
+
+
+def solve(a: list[list[float]], b: list[float]) -> list[float] | None:
+    """a x = b by elimination with pivots; None if a is singular."""
+    n, m = len(b), [row + [y] for row, y in zip(a, b, strict=True)]
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda r: abs(m[r][i]))
+        if abs(m[pivot][i]) < 1e-12:
+            return None
+        m[i], m[pivot] = m[pivot], m[i]
+        for r in range(n):
+            if r != i:
+                factor = m[r][i] / m[i][i]
+                m[r] = [x - factor * y for x, y in zip(m[r], m[i], strict=True)]
+    return [m[i][n] / m[i][i] for i in range(n)]
+
+
+def error_fields(errors: list[float], draws: int = 2000) -> dict:
+    """Held-out errors as a model's row states them: median with a 95 % bootstrap interval, and the worst."""
+    dice = random.Random(0)
+    medians = [median(dice.choices(errors, k=len(errors))) for _ in range(draws)]
+    cuts = quantiles(medians, n=40)
+    return {"heldout_median_error": round(median(errors), 4), "heldout_median_error_low": round(cuts[0], 4),
+            "heldout_median_error_high": round(cuts[-1], 4), "heldout_worst_error": round(max(errors), 4),
+            "heldout_points": len(errors)}
+
+
+def per_element_us(us: float, nbytes: int, itemsize: int = 2) -> float:
+    """The diagram's unit: microseconds a call divided by elements."""
+    return us / (nbytes / itemsize)

@@ -1,0 +1,166 @@
+"""What a whole forward costs: the collectives it makes, by the model of `cost.py`, and the work between them.
+
+    t = fixed + layers * us_per_layer + weights * us_per_byte + cache * us_per_byte + flops * us_per_flop
+        + sum over collectives of alpha + beta * bytes
+
+GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. The work's five
+coefficients are fitted to every second row of decode.json or prefill.json, per rung of the ladder, and judged on
+the others. Nothing here imports torch.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean
+
+from ..config import FAMILY, GPT2Config, padded
+from ..errors import UserError
+from .cost import error_fields, least_squares, predict
+
+VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py` pads it; a test compares
+INNER_MULTIPLE = 8  # columns of the MLP a rank, as `gpt2.py` pads them
+TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_flop")
+FEWEST_ROWS = 6
+GOOD = 0.15  # the error that a prediction should stay within
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def collectives(config: GPT2Config, tp: int, batch: int, tokens: int, plan: str = "shipped",
+                itemsize: int = 2) -> list[tuple[str, int, int]]:
+    """[(op, bytes of a rank's input, how often)] of one forward of `tokens` new tokens a sequence.
+
+    All-reduces of T*D after the embedding and after both c_proj of each layer; an all-gather of the last
+    positions' logits; as drawn, three all-gathers of T * (this rank's heads) a layer besides.
+    """
+    if tp == 1:
+        return []
+    t, heads = batch * tokens, -(-config.n_head // tp)
+    out = [("all_reduce", t * config.n_embd * itemsize, 2 * config.n_layer + 1),
+           ("all_gather", batch * local_vocab(config, tp) * itemsize, 1)]
+    if plan == "as-drawn":
+        out.append(("all_gather", t * heads * config.head_size * itemsize, 3 * config.n_layer))
+    return out
+
+
+def local_vocab(config: GPT2Config, tp: int) -> int:
+    return padded(config.vocab_size, VOCAB_MULTIPLE * tp) // tp
+
+
+def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, itemsize: int = 2) -> tuple[float, ...]:
+    """One rank's (1, layers, bytes of weights read, bytes of cache read, flops): what TERMS multiply.
+
+    context  tokens of a sequence already in the cache
+    """
+    d, heads = config.n_embd, -(-config.n_head // tp)
+    inner = padded(config.inner, INNER_MULTIPLE * tp) // tp
+    width = heads * config.head_size  # of q, k, v and of attention's output, on this rank
+    block = d * 3 * width + width * d + 2 * d * inner  # c_attn, c_proj, c_fc, c_proj
+    head = local_vocab(config, tp) * d
+    t, seen = batch * tokens, context + (tokens + 1) / 2  # keys that a query sees, on average
+    cache = 2 * config.n_layer * batch * (context + tokens) * width * itemsize
+    flops = 2 * t * block * config.n_layer + 2 * batch * head + 4 * t * seen * width * config.n_layer
+    return 1.0, config.n_layer, (block * config.n_layer + head) * itemsize, cache, flops
+
+
+def communication_us(model: list[dict], calls, tp: int, path: str | None, graph: bool) -> tuple[float, list[dict]]:
+    """Microseconds of all calls, and the prediction behind each kind."""
+    found = [predict(model, op, nbytes, tp, path_of(model, op, path), graph) for op, nbytes, _ in calls]
+    return sum(f["us"] * times for f, (_, _, times) in zip(found, calls, strict=True)), found
+
+
+def path_of(model: list[dict], op: str, path: str | None) -> str | None:
+    """The path that `op` takes where all-reduces take `path`: the same, or the library's own on the same link."""
+    if path is None or any(r["op"] == op and r["path"] == path for r in model):
+        return path
+    return "/".join(["nccl", *path.split("/")[1:]])
+
+
+def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
+    """Rows of `decode` or `prefill` -> one row for each rung, fitted to half of them and judged on the rest.
+
+    model  the collectives' rows, which price what TP > 1 adds
+    """
+    groups = defaultdict(list)
+    for row in rows:
+        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None:
+            groups[row["rung"]].append(row)
+    out = []
+    for rung, found in sorted(groups.items()):
+        found = [(row, *_explain(name, row, model)) for row in sorted(
+            found, key=lambda r: (r["model"], r["tp"], r["batch"], r["prompt_len"]))]
+        found = [f for f in found if f[1] is not None]
+        if len(found) < FEWEST_ROWS:
+            continue
+        fitted = [(features, _us(name, row) - comm) for row, features, comm in found[::2] if _us(name, row) > comm]
+        coefficients, _ = least_squares([f for f, _ in fitted], [us for _, us in fitted])
+        errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1)
+                  for row, features, comm in found[1::2]]
+        out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in found), "graph": rung != "eager",
+                    "from_bytes": 0, **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
+                    "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
+    return out
+
+
+def _explain(name, row, model):
+    """(features, predicted communication) of a recorded row; (None, 0) if the model can't price its collectives."""
+    config, itemsize = _config(row["model"]), ITEMSIZE[row["dtype"]]
+    if name == "decode":  # the mean step of a run of `new_tokens`
+        tokens, context = 1, row["prompt_len"] + row.get("new_tokens", 128) // 2
+    else:
+        tokens, context = row["prompt_len"], 0
+    calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize)
+    try:
+        path = row["sum"] if row["tp"] > 1 else None
+        comm, _ = communication_us(model, calls, row["tp"], path, row["rung"] != "eager")
+    except UserError:
+        return None, 0.0
+    return work(config, row["tp"], row["batch"], tokens, context, itemsize), comm
+
+
+def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: int, context: int = 0,
+            rung: str | None = None, path: str | None = None, plan: str = "shipped", itemsize: int = 2) -> dict:
+    """Predicted microseconds of one forward (tokens=1: a decode step), its communication and its share.
+
+    Without any decode or prefill run in the model, only the communication is known: `us` is None then.
+    """
+    phase = "decode" if tokens == 1 else "prefill"
+    rungs = {r["path"]: r for r in model if r["op"] == phase}
+    if rung is not None and rung not in rungs:
+        raise UserError(f"the model has no {phase} of rung {rung!r}; it has {', '.join(rungs) or 'none'}")
+    features = work(config, tp, batch, tokens, context, itemsize)
+    candidates = [rungs[rung]] if rung else list(rungs.values())
+    fit = min(candidates, key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
+    graph = fit["graph"] if fit else any(r["graph"] for r in model if r["op"] == "all_reduce")
+    calls = collectives(config, tp, batch, tokens, plan, itemsize)
+    comm, found = communication_us(model, calls, tp, path, graph)
+    compute = _dot([fit[t] for t in TERMS], features) if fit else None
+    counts = defaultdict(int)
+    for op, _, times in calls:
+        counts[op] += times
+    return {"us": None if fit is None else compute + comm, "compute_us": compute, "communication_us": comm,
+            "communication_share": None if fit is None else comm / (compute + comm), "phase": phase,
+            "rung": fit["path"] if fit else None, "graph": graph, "tp": tp, "batch": batch, "tokens": tokens,
+            "context": context, "plan": plan, "collectives": dict(counts),
+            "bytes_a_rank": sum(nbytes * times for _, nbytes, times in calls),
+            "paths": {f["op"]: f["path"] for f in found}, "on_paper": any(f["on_paper"] for f in found)}
+
+
+def crossover(model: list[dict], config: GPT2Config, tp: int, tokens: int = 1, context: int = 0, **how) -> int | None:
+    """The least batch, of the powers of two to 4096, at which `tp` ranks are predicted faster than one; None: never.
+    """
+    for batch in (2**i for i in range(13)):
+        one, many = (forward(model, config, n, batch, tokens, context, **how)["us"] for n in (1, tp))
+        if one is not None and many < one:
+            return batch
+    return None
+
+
+def _dot(coefficients, features) -> float:
+    return sum(c * f for c, f in zip(coefficients, features, strict=True))
+
+
+def _us(name: str, row: dict) -> float:
+    return row["us_per_step_median" if name == "decode" else "wall_us_median"]
+
+
+def _config(name: str) -> GPT2Config | None:
+    return FAMILY.get(name.removeprefix("random:"))

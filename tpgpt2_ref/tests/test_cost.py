@@ -1,0 +1,199 @@
+"""The cost model on curves whose truth is known, its arithmetic against the recorder, and its commands."""
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from tpgpt2_ref.cli import main
+from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.measure import cost, cost_forward, results
+from tpgpt2_ref.measure.bench_collectives import bandwidth
+from tpgpt2_ref.measure.simulate import fake_forward
+
+SIZES = [2**i for i in range(8, 31)]
+
+
+def truth(nbytes):
+    """A library with two protocols: 10 us and 2 GB/s, from 64 KiB 35 us and 300 GB/s."""
+    return 10 + nbytes / 2e3 if nbytes < 65536 else 35 + nbytes / 300e3
+
+
+def curve(us, op="all_reduce", path="nccl", world=2, graph=False, noise=0.0, sizes=SIZES):
+    dice = random.Random(1)
+    rows = []
+    for n in sizes:
+        t = us(n) * (1 + dice.uniform(-noise, noise))
+        rows.append({"op": op, "path": path, "world": world, "bytes": n, "dtype": "bfloat16", "graph": graph,
+                     "us_median": t, "us_p10": t, "us_p90": t, **bandwidth(op, n, t, world)})
+    return rows
+
+
+def test_least_squares_finds_what_made_the_numbers_and_nothing_negative():
+    features = [(1.0, n, n * n) for n in range(1, 9)]
+    found, error = cost.least_squares(features, [3 + 2 * a for _, a, _ in features])
+    assert found == pytest.approx((3, 2, 0), abs=1e-9) and error < 1e-18
+    falling, _ = cost.least_squares([(1.0, n) for n in range(1, 9)], [10.0 - n for n in range(1, 9)])
+    assert min(falling) >= 0
+
+
+def test_pieces_find_the_protocols():
+    pieces = cost.fit_pieces([(n, truth(n)) for n in SIZES])
+    assert len(pieces) == 2 and pieces[1]["from_bytes"] in range(32769, 65537)
+    assert [p["alpha_us"] for p in pieces] == pytest.approx([10, 35], rel=0.01)
+    assert [1e-3 / p["beta_us_per_byte"] for p in pieces] == pytest.approx([2, 300], rel=0.01)
+    one = cost.fit_pieces([(n, 12 + n / 100e3) for n in SIZES])
+    assert len(one) == 1 and one[0]["from_bytes"] == 256
+
+
+def test_the_error_is_of_sizes_that_were_not_fitted():
+    """Spoil one size in two: the fit on the others stays perfect, and the error says how far off the spoiled are."""
+    rows = curve(truth)
+    for row in rows[1::2]:
+        row["us_median"] *= 1.25
+    (first, *_) = cost.fit_collectives(rows)
+    assert first["heldout_median_error"] == pytest.approx(0.2, abs=0.02) and first["heldout_points"] == 11
+    assert first["heldout_median_error_low"] <= 0.2 <= first["heldout_median_error_high"] + 1e-3
+
+
+def test_noise_of_4_percent_stays_within_the_bar():
+    (first, *_) = cost.fit_collectives(curve(truth, noise=0.04))
+    assert first["heldout_median_error"] <= 0.08 and first["heldout_worst_error"] <= 0.25
+
+
+def test_too_few_sizes_are_refused():
+    with pytest.raises(UserError, match="at least 6 sizes"):
+        cost.fit_collectives(curve(truth)[:5])
+
+
+def test_predict_takes_the_fastest_path_or_the_one_named():
+    model = cost.fit_collectives(curve(truth) + curve(lambda n: 4 + n / 50e3, path="one_shot")
+                                 + curve(lambda n: 1.0, path="bare nccl")
+                                 + curve(lambda n: 5 * truth(n), path="nccl/sockets"))
+    assert cost.predict(model, "all_reduce", 1024, 2)["path"] == "one_shot"
+    big = cost.predict(model, "all_reduce", 2**28, 2)
+    assert big["path"] == "nccl" and big["us"] == pytest.approx(truth(2**28), rel=0.02) and not big["on_paper"]
+    assert cost.predict(model, "all_reduce", 2**28, 2, "nccl/sockets")["us"] == pytest.approx(5 * big["us"], rel=0.02)
+    assert cost.predict(model, "all_reduce", 2**33, 2)["beyond_measured_sizes"]
+    with pytest.raises(UserError, match="no all_reduce over rccl; it has all_reduce over nccl,"):
+        cost.predict(model, "all_reduce", 1024, 2, "rccl")
+
+
+def test_a_world_that_was_not_measured_is_a_ring_on_paper():
+    """Built by hand: a ring of n ranks takes 2(n-1) steps of 1 us + bytes/n at 100 GB/s."""
+    def ring(n):
+        return lambda b: 2 * (n - 1) * (1 + b / n / 100e3)
+
+    model = cost.fit_collectives(curve(ring(2)))
+    for n in (4, 1024):
+        got = cost.predict(model, "all_reduce", 2**20, n)
+        assert got["on_paper"] and got["measured_world"] == 2 and got["us"] == pytest.approx(ring(n)(2**20), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "gpt2-test"])
+@pytest.mark.parametrize("tp", [2, 3, 1024])
+@pytest.mark.parametrize("plan", ["shipped", "as-drawn"])
+def test_counts_and_bytes_are_the_recorders(name, tp, plan):
+    """What `cost forward` prices is what a forward on a fake world of that many ranks records."""
+    tokens, config = 3, FAMILY[name]
+    rows = fake_forward(config, tp, plan, tokens, torch.bfloat16)
+    recorded = sorted((r.op, r.bytes) for r in rows)
+    priced = sorted((op, nbytes) for op, nbytes, times in cost_forward.collectives(config, tp, 1, tokens, plan)
+                    for _ in range(times))
+    assert recorded == priced
+
+
+def test_weights_of_gpt2_are_247_megabytes():
+    """In bf16 on one rank a decode step reads 12 blocks and the tied head."""
+    _, layers, weights, cache, flops = cost_forward.work(FAMILY["gpt2"], 1, 1, 1, 511)
+    assert layers == 12 and weights == pytest.approx((12 * 12 * 768**2 + 50304 * 768) * 2)
+    assert cache == 2 * 12 * 512 * 768 * 2 and flops == pytest.approx(weights, rel=0.1)  # 2 flops a 2-byte weight
+
+
+def steps(model, noise=0.03):
+    """Decode rows of an imagined machine that follows the model's form: 4 TB/s, 3 us a layer."""
+    dice, rows = random.Random(2), []
+    for name in ("gpt2", "gpt2-medium", "gpt2-xl"):
+        for tp in (1, 2):
+            for batch in (1, 8, 64):
+                for prompt in (128, 512):
+                    config = FAMILY[name]
+                    _, layers, weights, cache, flops = cost_forward.work(config, tp, batch, 1, prompt + 64)
+                    calls = cost_forward.collectives(config, tp, batch, 1)
+                    comm, _ = cost_forward.communication_us(model, calls, tp, "nccl", True)
+                    us = 20 + 3 * layers + (weights + cache) / 4e6 + flops / 4e8 + comm
+                    us *= 1 + dice.uniform(-noise, noise)
+                    rows.append({"engine": "tpgpt2", "model": f"random:{name}", "dtype": "bfloat16", "tp": tp,
+                                 "sum": "nccl" if tp > 1 else "none", "rung": "graph", "batch": batch,
+                                 "prompt_len": prompt, "us_per_step_median": us, "us_per_step_p10": us,
+                                 "us_per_step_p90": us})
+    return rows
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An imagined machine's results, as `bench` records them."""
+    rows = [r for op in ("all_reduce", "all_gather") for graph in (False, True) for r in curve(truth, op, graph=graph)]
+    model = cost.fit_collectives(rows)
+    card = {**results.machine_card(), "slug": "2x-imagined", "kind": "cuda", "device": "Imagined", "count": 2}
+    results.save(results.Run("collectives", card, rows), tmp_path)
+    return results.save(results.Run("decode", card, steps(model)), tmp_path).parent
+
+
+STEP = ["--gpt2", "gpt2", "--tp", "2", "--batch", "1", "--tokens", "1"]
+
+
+def ask(capsys, *argv):
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_fit_predict_and_forward_from_the_command_line(folder, tmp_path, capfd):
+    model = tmp_path / "model.json"
+    fitted = ask(capfd, "cost", "fit", folder, "--out", model)
+    assert results.load(model).rows == fitted["rows"] and results.load(model).machine["slug"] == "2x-imagined"
+    (decode,) = [r for r in fitted["rows"] if r["op"] == "decode"]
+    assert decode["heldout_within_15_percent"] >= 0.8 and decode["heldout_median_error"] < 0.1
+    one = ask(capfd, "cost", "predict", "--model", model, "--op", "all_reduce", "--bytes", 24576, "--world", 2)
+    assert one["us"] == pytest.approx(truth(24576), rel=0.05) and not one["this_machine"]
+    step = ask(capfd, "cost", "forward", "--model", model, "--gpt2", "gpt2-xl", "--tp", 2, "--batch", 8, "--tokens", 1,
+               "--context", 192)
+    assert step["collectives"] == {"all_reduce": 97, "all_gather": 1} and step["rung"] == "graph"
+    assert step["us"] == pytest.approx(step["compute_us"] + step["communication_us"])
+    (row,) = [r for r in results.load(folder / "decode.json").rows
+              if (r["model"], r["tp"], r["batch"], r["prompt_len"]) == ("random:gpt2-xl", 2, 8, 128)]
+    assert step["us"] == pytest.approx(row["us_per_step_median"], rel=0.15)
+    assert step["crossover_batch"] is None or step["crossover_batch"] >= 1
+    many = ask(capfd, "cost", "forward", "--model", model, "--gpt2", "gpt2", "--tp", 1024, "--batch", 1, "--tokens", 8)
+    assert many["on_paper"] and many["us"] is None and many["collectives"] == {"all_reduce": 25, "all_gather": 1}
+
+
+def test_a_person_reads_the_error_and_the_machine(folder, tmp_path, capfd):
+    model = tmp_path / "model.json"
+    assert main(["cost", "fit", str(folder), "--out", str(model)]) == 0
+    assert main(["cost", "forward", "--model", str(model), *STEP]) == 0
+    out = capfd.readouterr().out
+    assert "median error" in out and "Imagined" in out and "25 all_reduce + 1 all_gather" in out
+
+
+@pytest.mark.parametrize("argv, word", [
+    (["fit", "{tmp}/none.json", "--out", "{tmp}/m.json"], "cannot read"),
+    (["fit", "{tmp}", "--out", "{tmp}/m.json"], "holds none of"),
+    (["forward", "--model", "{folder}/decode.json", *STEP], "not a cost model"),
+    (["predict", "--model", "m.json", "--op", "all_reduce", "--bytes", "0", "--world", "2"], "--bytes"),
+    (["forward", "--model", "m.json", *STEP, "--tp", "0"], "--tp"),
+    (["forward", "--model", "m.json", *STEP, "--tokens", "2000"], "1024 positions"),
+])
+def test_mistakes_are_one_line_and_status_2(argv, word, folder, tmp_path, capfd):
+    assert main(["cost", *(a.format(tmp=tmp_path, folder=folder) for a in argv)]) == 2
+    out, err = capfd.readouterr()
+    assert word in err and err.count("\n") == 1 and not out and not (tmp_path / "m.json").exists()
+
+
+def test_runs_of_two_machines_are_not_mixed(folder, tmp_path, capfd):
+    mine = results.save(results.Run("collectives", results.machine_card(), curve(truth)), tmp_path)
+    assert main(["cost", "fit", str(mine), str(folder), "--out", str(tmp_path / "m.json")]) == 2
+    assert "different machines" in capfd.readouterr().err
