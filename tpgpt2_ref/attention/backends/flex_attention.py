@@ -1,0 +1,97 @@
+"""FLEX_ATTENTION: a mask written in Python, compiled into a Triton kernel (PyTorch's FlexAttention).
+
+A decode step hands the block table itself to the kernel, as the list of blocks that each query attends to. The
+mask's block is the page, so it does not matter where in the cache a page lies: only the last page of a sequence
+needs looking into. A prefill attends over packed keys, `lo <= key <= hi` for each query, in blocks of 128.
+Without a GPU it runs uncompiled, over packed keys in decode too: slow, and right.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from .base import AttentionBackend
+from .gather import Packed, gather, pack
+
+BLOCK = 128  # of a prefill's mask
+
+
+class FlexAttention(AttentionBackend):
+    name = "FLEX_ATTENTION"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # fullgraph: an error, never a fall back to the uncompiled form, in which a list of blocks means nothing
+        self.prefill = torch.compile(flex_attention, fullgraph=True, dynamic=True)
+        self.decode = torch.compile(flex_attention, fullgraph=True, dynamic=False)  # split-KV needs a fixed batch size
+
+    def build(self, meta):
+        """(block mask, pages to gather or None). In decode the mask still lacks its lengths: the cache's size."""
+        if reads_pages(meta):
+            return pages_mask(meta), None
+        packed = None if meta.no_context else pack(meta)
+        return causal_mask(meta, packed), packed
+
+    def forward(self, q, k, v, kv_cache, meta):
+        mask, packed = meta.kernel
+        if reads_pages(meta):
+            k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in kv_cache)  # (1, heads, slots, d)
+            with torch._dynamo.config.patch(recompile_limit=64):  # one compilation a batch size
+                return self.decode(q[:, :, None], k, v, block_mask=mask(seq_lengths=(1, k.shape[2])), scale=self.scale,
+                                   kernel_options={"BLOCK_N": self.block_size})[:, :, 0]
+        if packed is not None:
+            k, v = gather(kv_cache, packed)
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
+        flex = self.prefill if q.is_cuda else flex_attention
+        out = flex(q, k, v, block_mask=mask, scale=self.scale, kernel_options={"FORCE_USE_FLEX_ATTENTION": True})
+        return out[0].transpose(0, 1)
+
+
+def reads_pages(meta) -> bool:
+    """Only a compiled kernel keeps to the list of blocks; uncompiled, the mask alone would have to say it all."""
+    return meta.is_decode and meta.seq_lens.is_cuda
+
+
+def pages_mask(meta) -> Callable[..., BlockMask]:
+    """One query a sequence over the whole cache: its full pages unmasked, its last page up to its length."""
+    page, last = meta.block_size, (meta.seq_lens - 1) // meta.block_size  # (B,) which page is the last
+    table = meta.block_table  # (B, pages), its whole width: a narrower one would be another shape to compile
+    offset = (meta.seq_lens - 1) % page  # (B,) of the query in its last page
+
+    def up_to_the_query(b, h, q, slot):
+        return slot % page <= offset[b]
+
+    return partial(BlockMask.from_kv_blocks, torch.ones_like(last)[:, None, None],
+                   table.gather(1, last[:, None].long())[:, None, None], last[:, None, None], table[:, None, None],
+                   BLOCK_SIZE=(BLOCK, page), mask_mod=up_to_the_query, compute_q_blocks=False)
+
+
+def causal_mask(meta, packed: Packed | None) -> BlockMask:
+    """T packed queries over n packed keys: query t sees keys lo[t]..hi[t], the ones of its sequence up to its own."""
+    start_q = meta.query_start_loc
+    start_k = start_q if packed is None else packed.start
+    tokens = torch.arange(len(meta.slot_mapping), dtype=torch.int32, device=start_q.device)
+    sequence = torch.searchsorted(start_q, tokens, right=True) - 1
+    lo = start_k[sequence]
+    hi = start_k[sequence + 1] - start_q[sequence + 1] + tokens
+
+    def own_past(b, h, t, key):
+        return (lo[t] <= key) & (key <= hi[t])
+
+    n = len(tokens) if packed is None else len(packed.slots)
+    first = tokens[::BLOCK].long()  # of each block of queries
+    final = (first + BLOCK - 1).clamp(max=len(tokens) - 1)
+    begin, end = lo[first] // BLOCK, hi[final] // BLOCK + 1  # blocks of keys that some query of the block sees
+    full = (lo[final] + BLOCK - 1) // BLOCK  # from here on, every query sees ...
+    fulls = ((hi[first] + 1) // BLOCK - full).clamp(min=0)  # ... so many blocks whole
+    j = torch.arange(-(-n // BLOCK), dtype=torch.int32, device=start_q.device)
+    some = begin[:, None] + j
+    some = some + torch.where(some >= full[:, None], fulls[:, None], 0)  # step over the full ones
+    limit = len(j) - 1
+    return BlockMask.from_kv_blocks(
+        (end - begin - fulls)[None, None], some.clamp(max=limit)[None, None], fulls[None, None],
+        (full[:, None] + j).clamp(max=limit)[None, None], BLOCK_SIZE=BLOCK, mask_mod=own_past,
+        seq_lengths=(len(tokens), n), compute_q_blocks=False)

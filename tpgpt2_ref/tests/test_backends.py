@@ -1,0 +1,130 @@
+"""Every attention backend against fp64: unequal lengths, scattered pages, prefill, prefill with context, and decode."""
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tpgpt2_ref.attention.matrix import FLASH_HEADS, MATRIX
+from tpgpt2_ref.attention.selector import get_attn_backend, resolve
+from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.measure.attention_case import make_case
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
+SHAPES_EACH = 13  # times 8 head sizes times 2 dtypes: 208 a backend
+BY_HAND = [  # (new tokens, cached tokens) of each sequence
+    ([1], [0]), ([1, 1], [15, 16]), ([1, 1, 1], [4, 100, 17]),
+    ([5, 40, 1], [0, 0, 0]), ([130, 3, 77], [0, 0, 0]), ([5, 40, 1], [3, 20, 100]), ([60], [70]),
+]
+
+
+def bound(name, heads, head_size, dtype, **more):
+    """The backend, or a skip with the selector's reasons."""
+    try:
+        return get_attn_backend(heads, head_size, dtype, force=name, **more).bind()(heads, head_size, dtype, **more)
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+def random_batch(rng: random.Random) -> tuple[list[int], list[int]]:
+    """1 to 64 sequences of 1 to 1024 tokens: a first prefill, a prefill with context, or a decode step."""
+    kind = rng.choice(("prefill", "prefill with context", "decode"))
+    lengths = [min(1024, int(2 ** rng.uniform(0, 10.1))) for _ in range(int(2 ** rng.uniform(0, 6.1)))]
+    new = {"prefill": lengths, "decode": [1] * len(lengths),
+           "prefill with context": [rng.randint(1, n) for n in lengths]}[kind]
+    return new, [n - t for n, t in zip(lengths, new)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("head_size", FLASH_HEADS)
+@pytest.mark.parametrize("name", [n for n in MATRIX if n != "NAIVE"])
+def test_random_shapes(name, head_size, dtype):
+    rng = random.Random(f"{name} {head_size} {dtype}")
+    torch._dynamo.reset()
+    for i in range(SHAPES_EACH):
+        heads, (new, cached) = rng.randint(1, 16), random_batch(rng)
+        backend = bound(name, heads, head_size, dtype)
+        case = make_case(new, cached, heads, head_size, dtype, "cuda", seed=i)
+        assert case.error(backend) < TOLERANCE[dtype], (heads, new, cached)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [n for n, row in MATRIX.items() if "fp8_e4m3" in row.cache_dtypes])
+def test_fp8_cache(name):
+    """Against fp64 over the same fp8 keys and values. FlashAttention-3 rounds the queries to fp8 too."""
+    for new, cached in BY_HAND:
+        backend = bound(name, 12, 64, torch.float16, cache_dtype="fp8_e4m3")
+        case = make_case(new, cached, 12, 64, torch.float16, "cuda", cache_dtype="fp8_e4m3")
+        assert case.error(backend) < (0.15 if name == "FLASH_ATTN_3" else 2e-3), (new, cached)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["FLASH_ATTN_3", "FLASH_ATTN_2", "FLEX_ATTENTION", "XFORMERS", "TRITON_ATTN"])
+def test_decode_in_a_cuda_graph(name):
+    """Captured once, then replayed on other lengths and other pages."""
+    cases = [make_case([1] * 4, cached, 12, 64, torch.float16, "cuda", seed=i)
+             for i, cached in enumerate(([300, 17, 0, 99], [299, 300, 1, 15]))]
+    backend = bound(name, 12, 64, torch.float16)
+    first, second = cases
+    pages = max(c.kv_cache.shape[1] for c in cases)
+    for c in cases:
+        c.meta.max_seq_len = 1024  # an upper bound, as in a graph
+        c.kv_cache = torch.nn.functional.pad(c.kv_cache, (0, 0, 0, 0, 0, 0, 0, pages - c.kv_cache.shape[1]))
+        c.meta.block_table = torch.nn.functional.pad(c.meta.block_table, (0, 64 - c.meta.block_table.shape[1]))
+    wanted = second.reference()
+    first.run(backend)  # warm: compilation is not for capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = first.run(backend)
+    for name in ("q", "kv_cache"):
+        getattr(first, name).copy_(getattr(second, name))
+    for name in ("seq_lens", "block_table", "slot_mapping"):
+        getattr(first.meta, name).copy_(getattr(second.meta, name))
+    for _ in range(2):  # twice: what a step leaves behind must not disturb the next
+        graph.replay()
+        assert (out.double() - wanted).abs().max() < 2e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("package", resolve("FLASH_ATTN_2").PACKAGES)
+def test_each_build_of_flash_attention_2(package, monkeypatch):
+    monkeypatch.setattr(resolve("FLASH_ATTN_2"), "PACKAGES", (package,))
+    for new, cached in BY_HAND:
+        for block_size in (16, 256):
+            backend = bound("FLASH_ATTN_2", 12, 64, torch.float16, block_size=block_size)
+            case = make_case(new, cached, 12, 64, torch.float16, "cuda", block_size)
+            assert case.error(backend) < 2e-3, (new, cached, block_size)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["NAIVE", "SDPA", "FLEX_ATTENTION"])
+def test_on_a_cpu(name):
+    for new, cached in BY_HAND:
+        for head_size, dtype in ((64, torch.float32), (80, torch.bfloat16)):
+            backend = resolve(name)(3, head_size, dtype)
+            assert make_case(new, cached, 3, head_size, dtype).error(backend) < 2 * TOLERANCE[dtype], (new, cached, dtype)
+
+
+def test_triton_kernel_interpreted():
+    """The kernel's arithmetic without a GPU, in a process of its own: Triton decides at import whether to interpret."""
+    pytest.importorskip("triton")
+    result = subprocess.run([sys.executable, __file__], capture_output=True, text=True,
+                            env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert result.returncode == 0, result.stderr
+
+
+def interpreted() -> None:
+    for new, cached in BY_HAND:
+        for head_size, dtype, cache_dtype in ((64, torch.float32, "auto"), (40, torch.float16, "fp8_e4m3")):
+            backend = resolve("TRITON_ATTN")(3, head_size, dtype, cache_dtype=cache_dtype)
+            case = make_case(new, cached, 3, head_size, dtype, cache_dtype=cache_dtype)
+            assert case.error(backend) < TOLERANCE[dtype], (new, cached, dtype)
+
+
+if __name__ == "__main__":
+    interpreted()
