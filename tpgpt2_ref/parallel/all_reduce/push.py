@@ -17,8 +17,8 @@ Which slot is next stands in GPU memory, one bit for each row of the mailbox, an
 it: a CUDA graph that is replayed goes on where the last replay stopped, and calls of any size may follow each other.
 All ranks add in rank order in fp32 and get the same bits.
 
-NCCL's LL protocol polls data too, with a flag beside every 4 bytes (Hu et al. 2025, arXiv 2507.04786); polling for
-a value that never occurs is known from TensorRT-LLM's "Lamport" kernels, two slots from SGLang (vLLM pull request 44748).
+NCCL's LL protocol polls data too, with a flag beside every 4 bytes (Hu et al. 2025, arXiv 2507.04786). Polling for a
+value that never occurs is known from TensorRT-LLM's "Lamport" kernels; two slots from SGLang, vLLM pull request 44748.
 """
 from __future__ import annotations
 
