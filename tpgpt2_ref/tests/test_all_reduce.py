@@ -34,14 +34,14 @@ def test_no_order_of_events_loses_or_mixes_data(setting):
     assert verdict.states > 100
 
 
-@pytest.mark.parametrize("setting, fault", [
-    (dict(slots=1), "overwrites"),
-    (dict(slots=2, empty="next", words=1, calls=4), "overwrites"),  # that is what a third slot is for
-    (dict(slots=2, boundary=False, words=1, calls=4), "takes call"),  # that is what a kernel's end is for
+@pytest.mark.parametrize("setting", [
+    dict(slots=1),
+    dict(slots=2, empty="next", words=1, calls=4),  # that is what a third slot is for
+    dict(slots=2, boundary=False, words=1, calls=4),  # that is what a kernel's end is for
 ], ids=str)
-def test_the_search_finds_what_is_wrong_with_less(setting, fault):
+def test_the_search_finds_what_is_wrong_with_less(setting):
     verdict = search(**setting)
-    assert fault in verdict.fault
+    assert "overwrites a word of call 0 that is still needed" in verdict.fault
     assert len(verdict.path) > 3  # and says how it came to it
 
 

@@ -51,7 +51,7 @@ class PushAllReduce(AllReduce):
             import triton  # noqa: F401
         except ImportError:
             return "it needs Triton"
-        return unreachable(world)
+        return unreachable(world) or (None if torch.version.cuda else "it needs NVIDIA GPUs")
 
     def can(self, x: torch.Tensor) -> bool:
         return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES and x.nbytes % 16 == 0

@@ -1,8 +1,8 @@
 """The protocol of `push.py` as a small state machine, and a search through every order in which it can run.
 
-    search(slots=2)                    -> Verdict(fault=None, ...): no order loses, mixes or waits for ever
-    search(slots=1).fault              -> "rank 0 overwrites ...": one slot is not enough
-    search(slots=2, empty="next").fault   emptying a slot one call late takes a third
+    search(slots=2)                       Verdict(fault=None, ...): no order loses, mixes or waits for ever
+    search(slots=1).fault                 "rank 0 overwrites ...": one slot is not enough
+    search(slots=2, empty="next").fault   likewise: to empty a slot one call late takes a third slot
 
 Each rank runs calls 0, 1, 2, ...; within a call every word has a thread of its own. A thread pushes its word to each
 peer, then takes its peers' words and empties their places. Stores are slow: a push may land at any time after it was
@@ -11,6 +11,7 @@ False lets a rank's next kernel start before that, as programmatic dependent lau
 """
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,17 +27,17 @@ class State(NamedTuple):
 class Verdict:
     fault: str | None  # what can go wrong, or None
     states: int  # looked at
-    path: tuple[str, ...] = ()  # how it went wrong, event by event
+    path: tuple[str, ...] = ()  # how it went wrong, event by event: the shortest way
 
 
 def search(ranks: int = 2, words: int = 2, calls: int = 3, slots: int = 2, empty: str = "at once",
            boundary: bool = True) -> Verdict:
-    """Try every order of events of `calls` calls; stop at the first fault.
+    """Try every order of events of `calls` calls; stop at the fault that takes the fewest.
 
     empty  "at once": a thread empties a place when it has read it; "next": in the call after
     """
-    places = {p: i for i, p in enumerate((r, h, s, w) for r in range(ranks) for h in range(slots)
-                                         for s in range(ranks) for w in range(words))}
+    places = {p: i for i, p in enumerate((rank, slot, sender, word) for rank in range(ranks)
+              for slot in range(slots) for sender in range(ranks) for word in range(words))}
 
     def operations(rank: int, call: int) -> list[tuple[str, int]]:
         peers = [r for r in range(ranks) if r != rank]
@@ -47,7 +48,7 @@ def search(ranks: int = 2, words: int = 2, calls: int = 3, slots: int = 2, empty
 
     def after(s: State):
         """(event, next state) for everything that can happen next, or (event, fault)."""
-        for store in s.flying:
+        for store in sorted(s.flying, key=str):
             rank, place, value, finds = store
             event = f"rank {rank}'s {'emptying' if value is None else f'push of call {value}'} lands on {place}"
             if s.memory[places[place]] != finds:
@@ -82,9 +83,9 @@ def search(ranks: int = 2, words: int = 2, calls: int = 3, slots: int = 2, empty
                         yield event, step if found == call else f"rank {rank} takes call {found}'s word in call {call}"
 
     first = State((0,) * ranks, ((0,) * words,) * ranks, (None,) * len(places), frozenset())
-    came_from, stack = {first: None}, [first]
-    while stack:
-        state = stack.pop()
+    came_from, queue = {first: None}, deque([first])
+    while queue:
+        state = queue.popleft()
         successors = list(after(state))
         if not successors and any(call < calls for call in state.calls):
             return Verdict("every rank waits for ever", len(came_from), history(came_from, state))
@@ -93,7 +94,7 @@ def search(ranks: int = 2, words: int = 2, calls: int = 3, slots: int = 2, empty
                 return Verdict(then, len(came_from), (*history(came_from, state), event))
             if then not in came_from:
                 came_from[then] = state, event
-                stack.append(then)
+                queue.append(then)
     return Verdict(None, len(came_from))
 
 
