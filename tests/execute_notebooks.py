@@ -1,0 +1,65 @@
+"""Run chapters from top to bottom and store their outputs in place.
+
+    python tests/execute_notebooks.py                         all chapters
+    python tests/execute_notebooks.py book/quickstart.ipynb   some
+    python tests/execute_notebooks.py --out FOLDER ...        leave the chapters alone, write copies there
+
+A chapter that raises is left as it was; the others still run. Exit status 1 if any raised.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).parents[1]
+CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+
+
+def execute(path: Path, timeout: float = 600) -> nbformat.NotebookNode:
+    """The notebook with fresh outputs, run in book/ with this repository's package. Raises CellExecutionError."""
+    book = nbformat.read(path, as_version=4)
+    path_before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), path_before]))
+    try:
+        NotebookClient(book, timeout=timeout, kernel_name="python3",
+                       resources={"metadata": {"path": str(ROOT / "book")}}).execute()
+    finally:
+        if path_before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path_before
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)  # time stamps: noise in a diff
+    book.metadata.pop("language_info", None)
+    return book
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
+    parser.add_argument("--out", type=Path, help="write there instead of in place")
+    args, failed = parser.parse_args(), 0
+    for path in args.notebooks or CHAPTERS:
+        begin = time.monotonic()
+        try:
+            book = execute(path)
+        except CellExecutionError as e:
+            failed += 1
+            print(f"{path.name}: failed after {time.monotonic() - begin:.0f} s\n{e}", file=sys.stderr)
+            continue
+        if args.out:
+            args.out.mkdir(parents=True, exist_ok=True)
+        nbformat.write(book, (args.out / path.name) if args.out else path)
+        print(f"{path.name}: {time.monotonic() - begin:.0f} s", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
