@@ -24,7 +24,7 @@ COMMANDS = tuple(c for c in COMMANDS if (Path(__file__).parent / "commands" / f"
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parser().parse_args(argv)
+        args = parser(argv).parse_args(argv)
         return run(args, argv)
     except UserError as e:
         if str(e):
@@ -37,10 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser of the command asked for; of all of them if none is, to list them."""
     top = argparse.ArgumentParser(prog="python -m tpgpt2_ref", description="Tensor-parallel GPT-2 whose diagrams run.")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    for name in argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS:
         module = import_module(f".commands.{name}", __package__)
         p = sub.add_parser(name, help=module.HELP, description=module.__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,9 +66,8 @@ def run(args, argv: list[str]) -> int:
     if size is not None:
         if args.device is None:
             args.device = "cuda" if gpu_count() else "cpu"
-        if size == 0:  # not given
-            size = group.size if group else 1
-        args.tp = size
+        if args.tp is None:
+            args.tp = size = group.size if group else size
         check_size(size if group is None else 1, args.device)
     if hasattr(command, "check"):
         command.check(args)

@@ -57,18 +57,23 @@ def add_arguments(parser):
 
 
 def ranks(args) -> int:
-    return 0 if args.tp is None else args.tp
+    return 1 if args.tp is None else args.tp
 
 
 def check(args):
     config, _ = find_checkpoint(args.model)
-    check_backend(args, config)
+    check_names(args, config)
     check_prompt_arguments(args, config, args.max_new_tokens)
     sampling_params(args)
 
 
-def check_backend(args, config):
-    """Refuse an unknown or unfit attention backend before any rank starts."""
+def check_names(args, config):
+    """Refuse an unknown or unfit attention backend, or way to sum, before any rank starts."""
+    if args.sum != "auto":
+        from ..parallel.all_reduce import WAYS
+
+        if args.sum not in (known := ("auto", "nccl", "gloo", *WAYS)):
+            raise UserError(f"unknown way to sum {args.sum!r}; known: {', '.join(known)}")
     if args.backend is not None:
         from ..attention.platform import this_machine
         from ..attention.selector import get_attn_backend

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .generate import (add_model_arguments, add_prompt_arguments, check_backend, check_prompt_arguments,  # noqa: F401
+from .generate import (add_model_arguments, add_prompt_arguments, check_names, check_prompt_arguments,  # noqa: F401
                        dtype, prompts, ranks)
 
 HELP = "write the logits of a prompt to a .npy file"
@@ -23,7 +23,7 @@ def add_arguments(parser):
 
 def check(args):
     config, _ = find_checkpoint(args.model)
-    check_backend(args, config)
+    check_names(args, config)
     check_prompt_arguments(args, config)
     folder = Path(args.out).resolve().parent
     if not folder.is_dir():

@@ -61,20 +61,25 @@ def rank_env(rank: int, size: int, port: int) -> dict[str, str]:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))}
 
 
-def launch(argv: list[str], size: int, env: dict[str, str] | None = None) -> None:
+def launch(argv: list[str], size: int, env: dict[str, str] | None = None, module: str | None = "tpgpt2_ref",
+           timeout: float | None = None) -> None:
     """Run `python -m tpgpt2_ref ARGV` as `size` ranks. Rank 0 has this process's stdout and stderr.
 
+    env      added to every rank's environment
+    module   another module to run; None: ARGV goes to Python itself
+    timeout  seconds after which ranks still running are stopped
     Raises UserError if the ranks ended with status 2 (they have said why), RankError naming the rank that failed.
     """
     port, logs, ranks = free_port(), [], []
+    program = [sys.executable, *(["-m", module] if module else []), *argv]
     try:
         for rank in range(size):
             logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
             ranks.append(subprocess.Popen(
-                [sys.executable, "-m", "tpgpt2_ref", *argv], stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
                 env={**os.environ, **rank_env(rank, size, port), **(env or {})},
                 stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
-        _wait(ranks, logs)
+        _wait(ranks, logs, timeout)
     finally:
         for p in ranks:
             p.kill()
@@ -82,17 +87,18 @@ def launch(argv: list[str], size: int, env: dict[str, str] | None = None) -> Non
             p.wait()
 
 
-def _wait(ranks: list[subprocess.Popen], logs: list) -> None:
-    while any(p.poll() is None for p in ranks):
-        failed = [r for r, p in enumerate(ranks) if p.returncode]
-        if failed:
-            break
+def _wait(ranks: list[subprocess.Popen], logs: list, timeout: float | None) -> None:
+    end = time.monotonic() + (timeout or float("inf"))
+    while None in (states := [p.poll() for p in ranks]) and not any(states):
+        if time.monotonic() > end:
+            late = ", ".join(str(r) for r, state in enumerate(states) if state is None)
+            raise RankError(f"rank {late} still running after {timeout:.0f} s: stopped")
         time.sleep(0.02)
-    failed = [r for r, p in enumerate(ranks) if p.returncode]
+    failed = [r for r, state in enumerate(states) if state]
     if not failed:
         return
-    first, deadline = failed[0], time.monotonic() + GRACE
-    while any(p.poll() is None for p in ranks) and time.monotonic() < deadline:
+    first, deadline = min(failed, key=lambda r: ranks[r].returncode >= 0), time.monotonic() + GRACE  # the killed first
+    while None in [p.poll() for p in ranks] and time.monotonic() < deadline:
         time.sleep(0.02)
     status = ranks[first].returncode
     if status == 2:
