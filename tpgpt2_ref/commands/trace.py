@@ -1,0 +1,72 @@
+"""Diagram 4 from a real forward: stages and collectives of every rank on one clock, waiting told from transfer.
+
+  python -m tpgpt2_ref trace --model tiny --tp 2 --out trace.json
+  python -m tpgpt2_ref trace --model random:gpt2 --tp 2 --plan as-drawn --batch 8 --prompt-len 512 --json
+  python -m tpgpt2_ref trace --model random:gpt2 --tp 2 --phase decode --graph
+
+--out writes a file for https://ui.perfetto.dev; --json prints the rows.
+"""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+from ..measure.results import machine_card
+from ..weights import find_checkpoint
+from .generate import add_model_arguments, check_names, dtype, ranks  # noqa: F401
+
+HELP = "record a forward: stages, collectives, waiting and transfer on every rank"
+
+
+def add_arguments(parser):
+    add_model_arguments(parser)
+    parser.add_argument("--phase", choices=("prefill", "decode"), default="prefill",
+                        help="a prompt, or one decode step")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
+    parser.add_argument("--prompt-len", type=int, default=64, metavar="N", help="tokens of each prompt, in a decode "
+                        "step already in the cache (default: 64)")
+    parser.add_argument("--graph", action="store_true", help="in a CUDA graph (GPUs only)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs, of which the median is kept")
+    parser.add_argument("--out", default=None, metavar="trace.json", help="write a trace for Perfetto or Chrome")
+
+
+def check(args):
+    config, _ = find_checkpoint(args.model)
+    check_names(args, config)
+    for name in ("batch", "prompt_len", "repeats"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if args.prompt_len + (args.phase == "decode") > config.n_positions:
+        raise UserError(f"{args.model} has {config.n_positions} positions: lower --prompt-len {args.prompt_len}")
+    if args.graph and args.device != "cuda":
+        raise UserError("--graph needs GPUs: CUDA graphs don't exist on CPUs")
+    if args.out is not None:
+        folder = Path(args.out).resolve().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.out).is_dir():
+            raise UserError(f"--out {args.out}: cannot write there")
+
+
+def run(args, world) -> dict:
+    from ..measure import timeline
+    from ..measure.step import make_step
+    from ..weights import load_model
+
+    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
+    step = make_step(model, args.phase, args.batch, args.prompt_len)
+    recorded = timeline.record(model, step, args.repeats, args.graph)
+    if args.out is not None and world.rank == 0:
+        timeline.export(recorded, args.out)
+    return {**recorded, "model": args.model, "tp": world.size, "plan": args.plan, "phase": args.phase,
+            "batch": args.batch, "prompt_len": args.prompt_len, "graph": args.graph, "dtype": dtype(args),
+            "backend": model.impl.name, "out": args.out, "machine": machine_card()}
+
+
+def show(result) -> str:
+    from ..measure.timeline import text
+
+    counts = ", ".join(f"{n} {op}" for op, n in result["counts"].items()) or "no collectives"
+    clock = f"clock {result['clock']}" + (f", +-{result['clock_error_us']:.1f} us" if result["clock_error_us"] else "")
+    share = f"{result['communication_share']:.1%} communication, of it waiting {result['waiting_share']:.1%}"
+    return "\n".join([text(result), "", f"{result['total_us']:.0f} us in all: {counts}; {share} of all ({clock})"]
+                     + ([f"trace in {result['out']}: open it at https://ui.perfetto.dev"] if result["out"] else []))

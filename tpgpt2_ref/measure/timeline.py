@@ -1,0 +1,248 @@
+"""Diagram 4 from a real forward: T0 to T5 on every rank, and how long a rank waits before data moves.
+
+    T0  hidden states go in      T1  c_attn      T2  attention, with the gathers of the plan as drawn
+    T3  c_proj's product         T4  all-reduce  T5  the result, the same on every rank
+
+The model holds no tracing code: stages come from hooks on its modules, collectives from the recorder (`trace.py`).
+
+**Waiting and transfer.** A collective can't end anywhere before its last rank has begun. With all ranks' times on
+one clock, the time from a rank's own start to the last rank's start is waiting, the rest is transfer.
+**One clock.** CPU ranks of one host share theirs. GPUs don't: their clocks are set to each other by the collectives
+themselves, which end on all ranks at nearly the same moment: a rank's offset is the median, over all of them, of how
+much later rank 0 saw the end. What remains of the differences after that is the error that the result states.
+"""
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, median, quantiles
+
+from ..errors import RankError
+from ..parallel.collectives import barrier, gather_objects
+from ..trace import Trace, now
+
+STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
+          "mlp": "MLP", "head": "logits"}  # in the order in which the diagram (and what it leaves out) has them
+
+
+@contextmanager
+def hooks(model, trace: Trace):
+    """Record the model's stages into `trace`: c_attn, attn, c_proj and mlp of each block, embedding and head."""
+    watched = {name: module for name, module in model.named_modules() if stage_of(name)}
+    cuda, begun, handles = model.world.device.type == "cuda", {}, []
+
+    def before(module, args):
+        begun[module] = now(cuda)
+
+    def after(module, args, output):
+        trace.stage(module.name, begun.pop(module), now(cuda))
+
+    for module in watched.values():
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    model.world.trace, before_us = trace, model.world.trace
+    try:
+        yield trace
+    finally:
+        model.world.trace = before_us
+        for handle in handles:
+            handle.remove()
+
+
+def stage_of(layer: str) -> str | None:
+    """The diagram's name for what a module does: "h.3.attn.c_attn" -> "T1"."""
+    last = layer.removeprefix("h.").partition(".")[2]  # within its block
+    inside = {"attn.c_attn": "T1", "attn.attn": "T2", "attn.c_proj": "T3", "mlp": "mlp"}
+    return inside.get(last) if layer.startswith("h.") else {"wte": "embedding", "lm_head": "head"}.get(layer)
+
+
+def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
+    """Run `step()` a few times on every rank and return the timeline of the run of median length.
+
+    graph  capture it in a CUDA graph first, stages and collectives included, and time the replays
+    Returns {"rows", "clock", "clock_error_us", "total_us", "communication_share", "counts"}, the same on every rank.
+    """
+    world = model.world
+    for _ in range(2):
+        step()  # warm: kernels compiled, memory allocated
+    trace = Trace()
+    if graph:
+        with hooks(model, trace):
+            replay = captured(step)
+    runs = []
+    for _ in range(repeats):
+        barrier(world)
+        if graph:
+            replay()
+        else:
+            trace = Trace()
+            with hooks(model, trace):
+                step()
+        trace.finish()
+        runs.append((spans(trace), _origin_us(trace)))
+    by_length = sorted(range(repeats), key=lambda i: _end(runs[i][0]))
+    chosen, origin = runs[gather_objects(by_length[repeats // 2], world)[0]]  # rank 0 picks
+    del trace  # its events, before the process group goes
+    return merge(gather_objects({"spans": chosen, "origin_us": origin, "host": _host()}, world))
+
+
+def captured(step):
+    """A CUDA graph of step(), as a call that replays it."""
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def spans(trace: Trace) -> list[dict]:
+    """This rank's stages and collectives as flat rows, by start. A stage of a row-parallel layer ends where its
+    sum begins."""
+    rows = []
+    for c in trace.rows:
+        stage = stage_of(c.layer) or ("T2" if c.layer.endswith(".attn") else "mlp")  # q, k, v gathered; the MLP's sum
+        stage = "T4" if stage == "T3" else stage
+        rows.append(_row(stage, "collective", c.layer, c.start_us, c.microseconds, c.op, c.bytes, c.path))
+    for s in trace.stages:
+        inner = (c.start_us for c in trace.rows if c.layer.startswith(s.layer) and s.start_us <= c.start_us <= s.end_us)
+        rows.append(_row(stage_of(s.layer), "compute", s.layer, s.start_us, min(inner, default=s.end_us) - s.start_us))
+    result = "T4" if any(r["stage"] == "T4" for r in rows) else "T3"  # one rank has no sum
+    for row in [r for r in rows if r["stage"] in ("T1", result)]:
+        stage, at = ("T0", row["start_us"]) if row["stage"] == "T1" else ("T5", row["start_us"] + row["us"])
+        rows.append(_row(stage, "instant", row["layer"].rpartition(".")[0], at, 0.0))
+    return sorted(rows, key=lambda r: (r["start_us"], r["kind"] != "instant"))
+
+
+def _row(stage, kind, layer, start_us, us, op=None, nbytes=None, path=None) -> dict:
+    return {"stage": stage, "kind": kind, "layer": layer, "op": op, "bytes": nbytes, "path": path,
+            "start_us": start_us, "us": us, "wait_us": None, "transfer_us": None}
+
+
+def merge(by_rank: list[dict]) -> dict:
+    """All ranks' spans on rank 0's clock, each collective's time split into waiting and transfer."""
+    calls = [[s for s in rank["spans"] if s["kind"] == "collective"] for rank in by_rank]
+    names = [[(c["op"], c["layer"]) for c in mine] for mine in calls]
+    if any(n != names[0] for n in names):
+        raise RankError("the ranks ran different collectives: there is no common timeline")
+    clock, offsets, error = align(by_rank, calls)
+    for rank, offset in zip(by_rank, offsets, strict=True):
+        for span in rank["spans"]:
+            span["start_us"] += offset
+    for same in zip(*calls, strict=True):
+        last = max(c["start_us"] for c in same)
+        for c in same:
+            c["wait_us"] = min(last - c["start_us"], c["us"])
+            c["transfer_us"] = c["us"] - c["wait_us"]
+    first = min(rank["spans"][0]["start_us"] for rank in by_rank)
+    rows = [{"rank": r, **span, "start_us": span["start_us"] - first}
+            for r, rank in enumerate(by_rank) for span in rank["spans"]]
+    total = _end(rows)
+    moving = [sum(c["us"] for c in mine) for mine in calls]
+    counts = {op: sum(name == op for name, _ in names[0]) for op, _ in names[0]}
+    return {"rows": rows, "clock": clock, "clock_error_us": error, "total_us": total, "counts": counts,
+            "communication_share": mean(moving) / total,
+            "waiting_share": mean(sum(c["wait_us"] for c in mine) for mine in calls) / total}
+
+
+def align(by_rank: list[dict], calls: list[list[dict]]) -> tuple[str, list[float], float]:
+    """(how, what to add to each rank's times, the error of doing so), in microseconds."""
+    origins = [rank["origin_us"] for rank in by_rank]
+    if len(by_rank) == 1:
+        return "one rank", [0.0], 0.0
+    if None not in origins and len({rank["host"] for rank in by_rank}) == 1:
+        return "shared by the ranks of this host", [o - origins[0] for o in origins], 0.0
+    ends = [[c["start_us"] + c["us"] for c in mine if c["op"] != "broadcast"] for mine in calls]
+    late = [[zero - end for zero, end in zip(ends[0], mine, strict=True)] for mine in ends]
+    offsets = [median(differences) for differences in late]
+    left = [abs(d - offset) for differences, offset in zip(late[1:], offsets[1:], strict=True) for d in differences]
+    return "set by the ends of the collectives", offsets, quantiles(left, n=10)[-1]
+
+
+def text(timeline: dict) -> str:
+    """The timeline as Diagram 4 draws it: a line a stage, a column a rank, means over the layers."""
+    ranks = range(1 + max(r["rank"] for r in timeline["rows"]))
+    head = "".join(f"rank {r}".ljust(40) for r in ranks)
+    lines = [f"{'TIME':6}{'OPERATION':28}{head}", "=" * (34 + 40 * len(ranks))]
+    for stage, name in {"T0": "hidden states", **STAGES, "T5": "result"}.items():
+        rows = [r for r in timeline["rows"] if r["stage"] == stage]
+        for kind, op in dict.fromkeys((r["kind"], r["op"]) for r in rows):
+            cells = [_cell([r for r in rows if (r["rank"], r["kind"], r["op"]) == (rank, kind, op)]) for rank in ranks]
+            label = f"<-> sync point: {op}" if op else name
+            lines.append(f"{stage if stage[0] == 'T' else '':6}{label:28}" + "".join(c.ljust(40) for c in cells))
+    return "\n".join(lines)
+
+
+def _cell(rows: list[dict]) -> str:
+    if rows[0]["kind"] == "instant":
+        return f"x{len(rows)}"
+    us = f"x{len(rows)} {mean(r['us'] for r in rows):.1f} us"
+    if rows[0]["kind"] == "compute":
+        return us
+    return f"{us} = wait {mean(r['wait_us'] for r in rows):.1f} + {mean(r['transfer_us'] for r in rows):.1f}"
+
+
+def draw(ax, timeline: dict, layer: int | None = None) -> None:
+    """The timeline as bars, a lane a rank: one layer, or all. Waiting is pale, transfer is dark."""
+    rows = [r for r in timeline["rows"] if layer is None or r["layer"].startswith(f"h.{layer}.")]
+    first, lanes = min(r["start_us"] for r in rows), 1 + max(r["rank"] for r in rows)
+    colours = {"T1": "#2f6fb0", "T2": "#3f9b57", "T3": "#8a8a2f", "mlp": "#a5579e", "embedding": "#6b6b6b",
+               "head": "#6b6b6b"}
+    for r in rows:
+        start, lane = r["start_us"] - first, (r["rank"] - 0.35, 0.7)
+        if r["kind"] == "compute":
+            ax.broken_barh([(start, r["us"])], lane, color=colours[r["stage"]], label=STAGES[r["stage"]])
+        elif r["kind"] == "collective":
+            ax.broken_barh([(start, r["wait_us"])], lane, color="#f3cdb0", label="waiting for the other rank")
+            ax.broken_barh([(start + r["wait_us"], r["transfer_us"])], lane, color="#d9772b", label="transfer")
+    ax.set(yticks=range(lanes), yticklabels=[f"rank {r}" for r in range(lanes)], xlabel="microseconds")
+    ax.invert_yaxis()
+    names = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.legend(names.values(), names.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
+
+
+def perfetto(timeline: dict) -> dict:
+    """Chrome's trace format, which https://ui.perfetto.dev opens: a process a rank, stages above collectives."""
+    events = []
+    for rank in range(1 + max(r["rank"] for r in timeline["rows"])):
+        names = (("process_name", 0, f"rank {rank}"), ("thread_name", 0, "stages"), ("thread_name", 1, "collectives"))
+        events += [{"ph": "M", "name": kind, "pid": rank, "tid": tid, "args": {"name": name}}
+                   for kind, tid, name in names]
+    for r in timeline["rows"]:
+        base = {"pid": r["rank"], "ts": r["start_us"], "args": {k: r[k] for k in ("layer", "op", "bytes", "path")}}
+        if r["kind"] == "collective":
+            events += [{**base, "ph": "X", "tid": 1, "name": r["op"], "cat": "collective", "dur": r["us"]},
+                       {**base, "ph": "X", "tid": 1, "name": "wait", "cat": "wait", "dur": r["wait_us"]}]
+        elif r["kind"] == "compute":
+            events.append({**base, "ph": "X", "tid": 0, "name": f"{r['stage']} {STAGES[r['stage']]}", "cat": "stage",
+                           "dur": r["us"]})
+        else:
+            events.append({**base, "ph": "i", "tid": 0, "name": r["stage"], "s": "t"})
+    return {"displayTimeUnit": "ns", "traceEvents": events}
+
+
+def export(timeline: dict, path: str) -> None:
+    """Write `perfetto(timeline)`, whole or not at all."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(perfetto(timeline)))
+    part.replace(path)
+
+
+def _end(rows: list[dict]) -> float:
+    return max(r["start_us"] + r["us"] for r in rows)
+
+
+def _origin_us(trace: Trace) -> float | None:
+    """The first span's start on this host's clock; a GPU's events have none."""
+    starts = [start for _, start, _ in trace.marks]
+    return min(starts) / 1e3 if isinstance(starts[0], int) else None
+
+
+def _host() -> str:
+    """Processes with the same answer share a clock."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(uuid.getnode())
