@@ -125,7 +125,7 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30) -> I
 def calls(op: str, x, world) -> dict:
     """{path: a call without arguments}, checked to give the right answer: every way there is to run `op` on x."""
     if op == "all_reduce":
-        paths = {way.name: (lambda way=way: way(x)) for way in world.sums if way.takes(x)}
+        paths = {way.name: (lambda way=way: way(x)) for way in world.sums if way.can(x)}
     else:
         door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
         paths = {world.backend: lambda: door(x, world)}
