@@ -1,18 +1,17 @@
 """The ways to sum: values, equal bits on every rank, CUDA graphs, races, silent peers, bytes that cross.
 
 `push` is tested three times: its protocol as a state machine (no GPU), its kernels with all ranks as streams of one
-process (one GPU), and the real thing among processes, on a GPU for each or all on one (slow, by time slices).
+process (one GPU, `test_push.py`), and among processes, on a GPU for each or all on one (slow, by time slices).
 """
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from importlib import import_module
 
 import pytest
 import torch
 
-from tpgpt2_ref.errors import RankError, UserError
+from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.parallel.all_reduce import LIMITS, WAYS, AllReduce, limit, push, ways_to_sum
 from tpgpt2_ref.parallel.all_reduce.push_model import search
 from tpgpt2_ref.parallel.collectives import barrier
@@ -85,55 +84,7 @@ def test_plain_twin_of_the_fused_kernel():
     assert torch.allclose(new.double(), h, atol=1e-5) and torch.allclose(normed.double(), want, atol=1e-4)
 
 
-# ---- push's kernels: the ranks are streams of one process on one GPU ----------------------------------------------
-
-class Ranks:
-    """`size` mailboxes on one GPU, each with a stream of its own. Call `each(f)`: f(mailbox) on every stream."""
-
-    def __init__(self, size: int, timeout: float = 5.0, rows: int = 256):
-        buffers = [torch.full((2 * size * rows * push.ROW_BYTES,), 0xFF, dtype=torch.uint8, device="cuda")
-                   for _ in range(size)]
-        addresses = [b.data_ptr() for b in buffers]
-        self.boxes = [push.Mailbox(b, rank, addresses, rows, timeout) for rank, b in enumerate(buffers)]
-        self.streams = [torch.cuda.Stream() for _ in range(size)]
-
-    def each(self, call) -> list:
-        """Run a call on every rank, side by side; works while a CUDA graph is captured."""
-        return self.interleaved([call])[0]
-
-    def interleaved(self, calls) -> list[list]:
-        """Some calls in a row, a list of the ranks' results for each; no rank waits for another between them."""
-        here = torch.cuda.current_stream()
-        for stream in self.streams:
-            stream.wait_stream(here)
-        out = []
-        for call in calls:
-            out.append([])
-            for rank, box in enumerate(self.boxes):
-                with torch.cuda.stream(self.streams[rank]):
-                    out[-1].append(call(box))
-        for stream in self.streams:
-            here.wait_stream(stream)
-        return out
-
-    def all_well(self):
-        torch.cuda.synchronize()
-        return all(int(box.alarm[0]) == int(box.failed[0]) == 0 for box in self.boxes)
-
-
-@pytest.fixture
-def ranks():
-    """ranks(size, *calls): mailboxes whose kernels for these calls are loaded. Loading one while a peer's kernel
-    waits for it would never end, so each rank first runs alone, in mailboxes that give up at once."""
-    def make(size, *calls, **kwargs):
-        for call in calls:
-            for box in Ranks(size, timeout=1e-3, rows=kwargs.get("rows", 256)).boxes:
-                call(box)
-                torch.cuda.synchronize()
-        return Ranks(size, **kwargs)
-
-    return make
-
+# ---- every way, among processes -----------------------------------------------------------------------------------
 
 def numbers(*shape, dtype, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, dtype)).cuda()
@@ -148,121 +99,6 @@ def assert_sum(got: list, inputs: list, dtype: str):
     error = ((got[0].double() - exact).abs() - EPS[dtype] * exact.abs()).max()
     assert error <= (len(inputs) * EPS["float32"] * scale).max(), f"{dtype}: {error}"
 
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_push_sums(ranks, size, dtype):
-    def warm(box):
-        for n in (1536, 300_000):
-            box.sum(torch.zeros(n // 4, device="cuda").view(getattr(torch, dtype)))
-
-    group = ranks(size, warm)
-    for nbytes in (16, 1536, 6144, 98_304, 262_144, 262_160, 1_572_864):  # both kinds of row, full and not
-        n = nbytes // getattr(torch, dtype).itemsize
-        for seed in range(3):  # each slot, and the first one again
-            inputs = [numbers(n, dtype=dtype, seed=10 * seed + r) for r in range(size)]
-            got = group.each(lambda box: box.sum(inputs[box.rank].clone()))  # noqa: B023
-            assert group.all_well()
-            assert_sum(got, inputs, dtype)
-
-
-@pytest.mark.gpu
-def test_push_carries_the_word_that_means_empty(ranks):
-    """A NaN whose bits are EMPTY's must arrive as a NaN, not be waited for."""
-    group = ranks(2, lambda box: box.sum(torch.zeros(8, device="cuda")))
-    inputs = [torch.full((8,), -1, dtype=torch.int32, device="cuda").view(torch.float32), torch.ones(8, device="cuda")]
-    got = group.each(lambda box: box.sum(inputs[box.rank].clone()))
-    assert group.all_well()
-    assert all(g.isnan().all() for g in got)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, dtype):
-    """An odd number of calls in the graph, so that each replay starts with the other slot."""
-    group = ranks(2, lambda box: box.sum(numbers(TOKEN, dtype=dtype)))
-    inputs = [numbers(8, TOKEN, dtype=dtype, seed=r) for r in range(2)]
-
-    def three(box):
-        return [box.sum(inputs[box.rank].clone()), box.sum(inputs[box.rank][:1].clone()), box.sum(inputs[box.rank] * 2)]
-
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = group.each(three)
-    for replay in range(50):
-        for r in range(2):
-            inputs[r].copy_(numbers(8, TOKEN, dtype=dtype, seed=100 * replay + r))
-        graph.replay()
-        assert group.all_well()
-        for call, sent in enumerate([inputs, [x[:1] for x in inputs], [x * 2 for x in inputs]]):
-            assert_sum([results[r][call] for r in range(2)], sent, dtype)
-
-
-@pytest.mark.gpu
-def test_push_races(ranks):
-    """600 calls of mixed sizes in a row, each rank held up at random, nothing waited for in between."""
-    group = ranks(2, *[lambda box, n=n: box.sum(torch.zeros(n, device="cuda")) for n in (384, 90_000)])
-    tables = [numbers(90, 1024, dtype="float32", seed=r) for r in range(2)]
-    g = torch.Generator().manual_seed(1)
-    rows = [(1, 5, 40, 90)[i] for i in torch.randint(4, (600,), generator=g)]
-    delays = (torch.rand(600, 2, generator=g) ** 4 * 200_000).int().tolist()  # cycles: most short, a few 0.1 ms
-
-    def held_up(call, box):
-        torch.cuda._sleep(1 + delays[call][box.rank])
-        return box.sum(tables[box.rank][: rows[call]] + call)
-
-    results = group.interleaved([partial(held_up, call) for call in range(600)])
-    assert group.all_well()
-    for call, got in enumerate(results):
-        assert_sum(got, [t[: rows[call]] + call for t in tables], "float32")
-
-
-@pytest.mark.gpu
-def test_a_silent_peer_costs_one_timeout_and_the_bytes_that_crossed_are_counted(ranks):
-    """Rank 0 runs alone. What it sent lies in rank 1's mailbox, and it can be counted."""
-    lonely = ranks(2, lambda box: box.sum(torch.zeros(384, device="cuda")), timeout=0.2)
-    way = object.__new__(push.PushAllReduce)
-    way.box = lonely.boxes[0]
-    x = torch.ones(TOKEN, dtype=torch.float16, device="cuda")
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    way(x)
-    torch.cuda.synchronize()
-    arrived = lonely.boxes[1].buffer.view(torch.int32) != -1
-    assert int(arrived.sum()) * 4 == x.nbytes == way.bytes_out(x.nbytes, 2)
-    with pytest.raises(RankError, match="rank 0: rank 1 sent nothing for"):
-        way(x)
-    start.record()
-    for _ in range(20):
-        way.box.sum(x)  # a graph goes on like this; it must not wait again
-    end.record()
-    torch.cuda.synchronize()
-    assert start.elapsed_time(end) < 100
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [64, TOKEN, 1600])
-def test_fused_is_its_twin(ranks, width, dtype):
-    weights = [numbers(width, dtype=dtype, seed=s) for s in range(3)]
-
-    def call(box, x, residual):
-        return box.sum_add_norm(x, weights[0], residual, weights[1], weights[2], 1e-5)
-
-    group = ranks(2, lambda box: call(box, *[numbers(1, width, dtype=dtype)] * 2))
-    for tokens in (1, 2, 33, 200):
-        partials = [numbers(tokens, width, dtype=dtype, seed=r) for r in range(2)]
-        residual = numbers(tokens, width, dtype=dtype, seed=9)
-        got = group.each(lambda box: call(box, partials[box.rank], residual))  # noqa: B023
-        assert group.all_well()
-        total = partials[0].float() + partials[1].float()  # the twin, in fp32
-        plain = push.add_norm(total, *[t.float() for t in (weights[0], residual, weights[1], weights[2])], 1e-5)
-        for i in range(2):
-            assert torch.equal(got[0][i], got[1][i])
-            assert torch.allclose(got[0][i].float(), plain[i], rtol=2 * EPS[dtype], atol=16 * EPS["float32"])
-
-
-# ---- every way, among processes -----------------------------------------------------------------------------------
 
 def rank_sums(world, name: str) -> dict:
     """On each rank: sums of many sizes, eagerly and from a CUDA graph, checked against fp64; -> digest of the bits."""
@@ -325,3 +161,38 @@ def test_way_on_two_gpus(name):
 @pytest.mark.parametrize("name", WAYS)
 def test_way_on_four_gpus(name):
     check_way(name, 4)
+
+
+def nvlink_bytes_out(world) -> int:
+    """What this rank's GPU has sent over all of its NVLinks since the driver came up, payload alone."""
+    import pynvml as n
+
+    n.nvmlInit()
+    gpu = n.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(world.device).uuid}".encode())
+    value = n.nvmlDeviceGetFieldValues(gpu, [(n.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, 0xFFFFFFFF)])[0]
+    assert value.nvmlReturn == n.NVML_SUCCESS, f"this driver counts no NVLink bytes ({value.nvmlReturn})"
+    return value.value.ullVal * 1024
+
+
+def rank_counts_bytes(world, name: str) -> float:
+    """Bytes that crossed, over those that `bytes_out` says, in 200 calls of 1 MiB."""
+    way = ways_to_sum(world, name)[0]
+    x = torch.zeros(1 << 19, dtype=torch.bfloat16, device=world.device)
+    way(x)
+    torch.cuda.synchronize()
+    barrier(world)
+    before = nvlink_bytes_out(world)
+    for _ in range(200):
+        way(x)
+    torch.cuda.synchronize()
+    barrier(world)
+    crossed = nvlink_bytes_out(world) - before
+    way.close()
+    return crossed / (200 * way.bytes_out(x.nbytes, world.size))
+
+
+@pytest.mark.gpus(2)
+@pytest.mark.parametrize("name", WAYS)
+def test_bytes_that_cross_are_as_many_as_said(name):
+    for ratio in on_ranks(2, rank_counts_bytes, name, device="cuda", timeout=240):
+        assert 0.95 < ratio < 1.3, f"{name}: {ratio:.2f} times the payload crossed"
