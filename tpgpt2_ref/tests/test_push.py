@@ -95,7 +95,8 @@ def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, dtype):
     inputs = [numbers(8, TOKEN, dtype=dtype, seed=r) for r in range(2)]
 
     def three(box):
-        return [box.sum(inputs[box.rank].clone()), box.sum(inputs[box.rank][:1].clone()), box.sum(inputs[box.rank] * 2)]
+        x = inputs[box.rank]
+        return [box.sum(x.clone()), box.sum(x[:1].clone()), box.sum(x * 2)]
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -110,22 +111,38 @@ def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, dtype):
 
 
 @pytest.mark.gpu
-def test_push_races(ranks):
+@pytest.mark.parametrize("pdl", [False, True], ids=["plain", "pdl"])
+def test_push_races(ranks, pdl):
     """600 calls of mixed sizes in a row, each rank held up at random, nothing waited for in between."""
-    group = ranks(2, *[lambda box, n=n: box.sum(torch.zeros(n, device="cuda")) for n in (384, 90_000)])
-    tables = [numbers(90, 1024, dtype="float32", seed=r) for r in range(2)]
+    group = ranks(2, *[lambda box, n=n: box.sum(torch.zeros(n, device="cuda"), pdl) for n in (384, 90_000)])
     g = torch.Generator().manual_seed(1)
     rows = [(1, 5, 40, 90)[i] for i in torch.randint(4, (600,), generator=g)]
-    delays = (torch.rand(600, 2, generator=g) ** 4 * 200_000).int().tolist()  # cycles: most short, a few 0.1 ms
+    delays = (torch.rand(600, 2, generator=g) ** 4 * 200_000 - 100).int().tolist()  # cycles: many none, some 0.1 ms
+    tables = [numbers(90, 1024, dtype="float32", seed=r) for r in range(2)]
+    sent = [[t[:n] + call for t in tables] for call, n in enumerate(rows)]
+    kept = [[x.clone() for x in xs] for xs in sent]
 
     def held_up(call, box):
-        torch.cuda._sleep(1 + delays[call][box.rank])
-        return box.sum(tables[box.rank][: rows[call]] + call)
+        if delays[call][box.rank] > 0:
+            torch.cuda._sleep(delays[call][box.rank])
+        return box.sum(sent[call][box.rank], pdl)
 
     results = group.interleaved([partial(held_up, call) for call in range(600)])
     assert group.all_well()
-    for call, got in enumerate(results):
-        assert_sum(got, [t[: rows[call]] + call for t in tables], "float32")
+    for got, inputs in zip(results, kept, strict=True):
+        assert_sum(got, inputs, "float32")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16])
+def test_push_gathers(ranks, dtype):
+    group = ranks(3, lambda box: box.gather(torch.zeros(8, device="cuda", dtype=dtype)))
+    for n in (8, 64, 1000, 30_000):
+        inputs = [torch.arange(n, device="cuda").add(1000 * r).to(dtype) for r in range(3)]
+        for _ in range(3):
+            got = group.each(lambda box: box.gather(inputs[box.rank]))  # noqa: B023
+            assert group.all_well()
+            assert all(torch.equal(g, torch.stack(inputs)) for g in got)
 
 
 @pytest.mark.gpu

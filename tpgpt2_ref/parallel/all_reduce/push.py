@@ -81,6 +81,14 @@ class PushAllReduce(AllReduce):
         self.check()
         return self.box.sum_add_norm(aligned(partial), bias, residual, weight, bias_ln, eps, pdl)
 
+    def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
+        """All-gather: x (...) -> (size, ...), rank 0's first; x of a multiple of 16 bytes, up to a mailbox's size.
+
+        Of any dtype, but a 32-bit word of all ones arrives as 0xfffffffe, on every rank alike.
+        """
+        self.check()
+        return self.box.gather(aligned(x), pdl)
+
     @staticmethod
     def bytes_out(nbytes: int, size: int) -> float:
         return (size - 1) * nbytes  # each peer gets all of it
@@ -124,10 +132,18 @@ class Mailbox:
         """The sum of x over the ranks, written into x."""
         from .push_kernels import push_all_reduce
 
-        row_bytes = SMALL_ROW_BYTES if x.nbytes <= SMALL_ROW_BYTES * SMALL_ROWS else ROW_BYTES
-        rows = -(-x.nbytes // row_bytes)
-        push_all_reduce[self._grid(rows)](x, x, x.nbytes // 16, rows, **self._common(row_bytes // 16, pdl))
+        rows, block = self._cut(x)
+        push_all_reduce[self._grid(rows)](x, x, x.nbytes // 16, rows, **self._common(block, pdl))
         return x
+
+    def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
+        """x of every rank: (...) -> (size, ...)."""
+        from .push_kernels import push_all_gather
+
+        rows, block = self._cut(x)
+        out = x.new_empty(self.size, *x.shape)
+        push_all_gather[self._grid(rows)](x, out, x.nbytes // 16, rows, **self._common(block, pdl))
+        return out
 
     def sum_add_norm(self, x, bias, residual, weight, bias_ln, eps, pdl=False) -> tuple[torch.Tensor, torch.Tensor]:
         """`add_norm` of the sum of x (T, D) over the ranks."""
@@ -139,6 +155,12 @@ class Mailbox:
         push_add_norm[self._grid(rows)](x, bias, residual, weight, bias_ln, normed, new_residual, eps, rows,
                                         D=width, **self._common(block, pdl))
         return normed, new_residual
+
+    @staticmethod
+    def _cut(x: torch.Tensor) -> tuple[int, int]:
+        """(rows, vectors a row) for a flat tensor."""
+        row_bytes = SMALL_ROW_BYTES if x.nbytes <= SMALL_ROW_BYTES * SMALL_ROWS else ROW_BYTES
+        return -(-x.nbytes // row_bytes), row_bytes // 16
 
     def _grid(self, rows: int) -> tuple[int]:
         """Programs wait for their peers' programs, so all of a launch must run at once: two a processor can."""

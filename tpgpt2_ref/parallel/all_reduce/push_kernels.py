@@ -84,23 +84,36 @@ def floats(a, b, c, d, dtype: tl.constexpr):
 
 
 @triton.jit
-def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
-            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
-    """Sum vectors i of x, which are row `row` of the mailboxes, over the ranks, rank 0's first, in fp32."""
-    a, b, c, d = load(x.to(tl.int64) + i * 16, valid)
-    now = tl.load(parity + row)  # 0 or 1: the slot of this call
-    patience = tl.where(tl.load(failed) == 0, timeout, 0)  # after a failure nobody waits again
-    within = (tl.arange(0, i.shape[0]) * 16).to(tl.int64)
+def send(x, i, valid, row, peers, parity, failed, timeout,
+         RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Push vectors i of x, which are row `row` of the mailboxes, to every peer, and turn the row's slot.
 
-    mine = ((now * SIZE + RANK) * ROWS + row).to(tl.int64) * ROW_BYTES + within
+    -> their four words, the slot that was used, the time to stop waiting for the peers'
+    """
+    a, b, c, d = load(x.to(tl.int64) + i * 16, valid)
+    slot = tl.load(parity + row)
+    patience = tl.where(tl.load(failed) == 0, timeout, 0)  # after a failure nobody waits again
     for rank in tl.static_range(SIZE):
         if rank != RANK:
-            push(tl.load(peers + rank) + mine, valid, a, b, c, d)
+            push(place(rank, RANK, slot, row, i, peers, SIZE, ROWS, ROW_BYTES), valid, a, b, c, d)
+    tl.debug_barrier()  # every thread has read the slot
+    tl.store(parity + row, slot ^ 1)
+    return a, b, c, d, slot, globaltimer() + patience
 
-    tl.debug_barrier()  # every thread has read the parity
-    tl.store(parity + row, now ^ 1)
 
-    deadline = globaltimer() + patience
+@triton.jit
+def place(owner: tl.constexpr, sender: tl.constexpr, slot, row, i, peers,
+          SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Addresses, in the owner's mailbox, of a row of the sender's vectors."""
+    start = ((slot * SIZE + sender) * ROWS + row).to(tl.int64) * ROW_BYTES
+    return tl.load(peers + owner) + start + tl.arange(0, i.shape[0]) * 16
+
+
+@triton.jit
+def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
+            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Vectors i of x summed over the ranks, rank 0's first, in fp32: one number for each of x's."""
+    a, b, c, d, slot, deadline = send(x, i, valid, row, peers, parity, failed, timeout, RANK, SIZE, ROWS, ROW_BYTES)
     dtype: tl.constexpr = x.dtype.element_ty
     own = floats(a, b, c, d, dtype)
     total = tl.zeros_like(own)
@@ -108,8 +121,8 @@ def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
         if rank == RANK:
             total += own
         else:
-            theirs = ((now * SIZE + rank) * ROWS + row).to(tl.int64) * ROW_BYTES + within
-            e, f, g, h = take(tl.load(peers + RANK) + theirs, valid, deadline, failed, alarm, rank)
+            mine = place(RANK, rank, slot, row, i, peers, SIZE, ROWS, ROW_BYTES)
+            e, f, g, h = take(mine, valid, deadline, failed, alarm, rank)
             total += floats(e, f, g, h, dtype)
     return total
 
@@ -120,8 +133,8 @@ def push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm, timeout
                     BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out = x summed over the ranks; BLOCK vectors a row, `vectors` in all. out may be x."""
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     per_vector: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         i = row * BLOCK + tl.arange(0, BLOCK)
@@ -129,6 +142,27 @@ def push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm, timeout
                         RANK, SIZE, ROWS, ROW_BYTES)
         n = row * BLOCK * per_vector + tl.arange(0, BLOCK * per_vector)
         tl.store(out + n, total.to(out.dtype.element_ty), mask=n < vectors * per_vector)
+
+
+@triton.jit(do_not_specialize=["vectors", "rows", "timeout"])
+def push_all_gather(x, out, vectors, rows, peers, parity, failed, alarm, timeout: tl.int64,
+                    RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr,
+                    BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """out[rank] = that rank's x: the same exchange without the sum."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        i = row * BLOCK + tl.arange(0, BLOCK)
+        valid = (i < vectors).to(tl.int32)
+        a, b, c, d, slot, deadline = send(x, i, valid, row, peers, parity, failed, timeout, RANK, SIZE, ROWS, ROW_BYTES)
+        here = out.to(tl.int64) + i * 16
+        push(here + RANK * vectors * 16, valid, a, b, c, d)
+        for rank in tl.static_range(SIZE):
+            if rank != RANK:
+                mine = place(RANK, rank, slot, row, i, peers, SIZE, ROWS, ROW_BYTES)
+                a, b, c, d = take(mine, valid, deadline, failed, alarm, rank)
+                push(here + rank * vectors * 16, valid, a, b, c, d)
 
 
 @triton.jit(do_not_specialize=["rows", "timeout"])
@@ -146,8 +180,8 @@ def push_add_norm(x, bias, residual, weight, bias_ln, normed, new_residual, eps,
     scale = tl.load(weight + n, mask=real, other=0.0).to(tl.float32)
     shift = tl.load(bias_ln + n, mask=real, other=0.0).to(tl.float32)
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         skip = tl.load(residual + row * D + n, mask=real, other=0.0).to(tl.float32)
         total = sum_row(x, row * (D // per_vector) + v, valid, row, peers, parity, failed, alarm, timeout,
