@@ -109,13 +109,14 @@ MATRIX = {row.name: row for row in (
     Support("SDPA", f"{HERE}.sdpa:SDPA", ("torch",), ("cuda", "rocm", "cpu"), cache_dtypes=("auto", "fp8_e4m3"),
             note="PyTorch's scaled_dot_product_attention, one sequence at a time"),
     Support("NAIVE", f"{HERE}.naive:NaiveBackend", ("torch",), ("cuda", "rocm", "cpu"),
-            cache_dtypes=("auto", "fp8_e4m3"), note="softmax(q k^T / sqrt(d)) v as the textbook writes it; the reference"),
+            cache_dtypes=("auto", "fp8_e4m3"), note="softmax(q k^T / sqrt(d)) v as the textbook writes it"),
 )}
 
 FLASH_ATTN = ("FLASH_ATTN_3", "FLASH_ATTN_4", "FLASH_ATTN_2")  # what the name FLASH_ATTN stands for, best first
 
 ORDER = {  # Diagram 1's decision tree and Diagram 5's rows: who is asked first
-    "cuda": ("FLASH_ATTN_3", "FLASH_ATTN_4", "FLASH_ATTN_2", "FLEX_ATTENTION", "XFORMERS", "TRITON_ATTN", "SDPA", "NAIVE"),
+    "cuda": ("FLASH_ATTN_3", "FLASH_ATTN_4", "FLASH_ATTN_2", "FLEX_ATTENTION", "XFORMERS", "TRITON_ATTN", "SDPA",
+             "NAIVE"),
     "rocm": ("TRITON_ATTN", "XFORMERS", "FLEX_ATTENTION", "SDPA", "NAIVE"),
     "cpu": ("NAIVE", "SDPA", "FLEX_ATTENTION"),
 }

@@ -113,12 +113,12 @@ def paged_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: torc
     """q (T, heads, d); k, v the cache (blocks, page, heads, d), or with page 0 the new tokens (T, heads, d)."""
     heads, d = q.shape[1:]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    block_m = 128 if d <= 128 and max_query_len > 64 and q.dtype.itemsize == 2 else 64 if max_query_len > 16 else 16
-    wide = d > 128 or q.dtype.itemsize == 4
+    wide = d > 128 or q.dtype.itemsize == 4  # rows of more than 256 bytes: smaller tiles
+    block_m = 16 if max_query_len <= 16 else 64 if max_query_len <= 64 or wide else 128
     prefill_kernel[triton.cdiv(max_query_len, block_m), heads, len(lens)](
         q, k, v, out, start, lens, table, scale * math.log2(math.e), q.stride(0), k.stride(-3), out.stride(0),
-        table.stride(0), PAGE=page, D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=min(block_m, 64) if wide else block_m,
-        BLOCK_N=32 if wide else 64, num_warps=8 if block_m == 128 else 4, num_stages=2)
+        table.stride(0), PAGE=page, D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m, BLOCK_N=32 if wide else 64,
+        num_warps=8 if block_m == 128 else 4, num_stages=2)
     return out
 
 

@@ -12,7 +12,7 @@ from ..attention.metadata import AttentionMetadata, slots
 
 @dataclass
 class Case:
-    """q, k, v (T, heads, head_size) are the new tokens, as slices of one (T, 3, heads, head_size) product of `c_attn`."""
+    """q, k, v (T, heads, head_size) are the new tokens, slices of one (T, 3, heads, head_size) as `c_attn` makes it."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -44,7 +44,7 @@ def make_case(new: list[int], cached: list[int], heads: int, head_size: int, dty
               device: str = "cpu", block_size: int = 16, cache_dtype: str = "auto", seed: int = 0) -> Case:
     """Sequence b has cached[b] tokens in the cache and new[b] more in this step. Its pages lie scattered."""
     make = torch.Generator(device).manual_seed(seed)
-    lens = torch.tensor([a + b for a, b in zip(new, cached)], device=device)
+    lens = torch.tensor([a + b for a, b in zip(new, cached, strict=True)], device=device)
     pages = -(-lens // block_size)
     width, used = int(pages.max()), int(pages.sum())
     order = torch.randperm(used + 7, generator=make, device=device)[:used] + 1  # page 0 is nobody's
@@ -64,6 +64,7 @@ def make_case(new: list[int], cached: list[int], heads: int, head_size: int, dty
 
     start = torch.zeros(len(new) + 1, dtype=torch.int32, device=device)
     start[1:] = torch.tensor(new, device=device).cumsum(0)
-    meta = AttentionMetadata(start, lens.int(), table, where[is_new], max(new), int(lens.max()), not any(cached), block_size)
+    meta = AttentionMetadata(start, lens.int(), table, where[is_new], max(new), int(lens.max()), not any(cached),
+                             block_size)
     q, k, v = qkv[is_new].unbind(1)  # (T, heads, head_size) each, rows 3 * heads * head_size apart
     return Case(q, k, v, kv_cache, meta)

@@ -36,7 +36,7 @@ def random_batch(rng: random.Random) -> tuple[list[int], list[int]]:
     lengths = [min(1024, int(2 ** rng.uniform(0, 10.1))) for _ in range(int(2 ** rng.uniform(0, 6.1)))]
     new = {"prefill": lengths, "decode": [1] * len(lengths),
            "prefill with context": [rng.randint(1, n) for n in lengths]}[kind]
-    return new, [n - t for n, t in zip(lengths, new)]
+    return new, [n - t for n, t in zip(lengths, new, strict=True)]
 
 
 @pytest.mark.gpu
@@ -107,7 +107,8 @@ def test_on_a_cpu(name):
     for new, cached in BY_HAND:
         for head_size, dtype in ((64, torch.float32), (80, torch.bfloat16)):
             backend = resolve(name)(3, head_size, dtype)
-            assert make_case(new, cached, 3, head_size, dtype).error(backend) < 2 * TOLERANCE[dtype], (new, cached, dtype)
+            case = make_case(new, cached, 3, head_size, dtype)
+            assert case.error(backend) < 2 * TOLERANCE[dtype], (new, cached, dtype)
 
 
 def test_triton_kernel_interpreted():

@@ -20,6 +20,7 @@ class AttentionBackend(ABC):
     """
 
     name: str
+    cuda_graphs = True  # may a decode step, `build` and `forward`, be captured? Not if it asks the GPU for a length
 
     def __init__(self, num_heads: int, head_size: int, dtype: torch.dtype, block_size: int = 16,
                  cache_dtype: str = "auto"):

@@ -1,4 +1,4 @@
-"""For kernels that can't follow a block table: copy each sequence's keys and values out of its pages, one after another.
+"""For kernels that can't follow a block table: copy the keys and values out of their pages, sequence by sequence.
 
 Costs a read and a write of all the keys and values attended to, which is why the other kernels are faster in decode.
 """

@@ -11,6 +11,7 @@ from .base import AttentionBackend
 
 class NaiveBackend(AttentionBackend):
     name = "NAIVE"
+    cuda_graphs = False
 
     def forward(self, q, k, v, kv_cache, meta):
         out = torch.empty_like(q)

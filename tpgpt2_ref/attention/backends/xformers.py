@@ -27,7 +27,7 @@ class XFormers(AttentionBackend):
         splitk = import_package("xformers.ops.fmha.triton_splitk")
         self.split_kv = type("SplitKV", (splitk.FwOp,), {"BLOCK_N": math.gcd(self.block_size, 64)})
         self.attend = fmha.memory_efficient_attention_forward
-        self.reads_pages = self.head_size in (32, 64, 128, 256)
+        self.reads_pages = self.cuda_graphs = self.head_size in (32, 64, 128, 256)
 
     @classmethod
     def load(cls):
@@ -63,7 +63,8 @@ class XFormers(AttentionBackend):
         queries = self.bias._SeqLenInfo(meta.query_start_loc, max_seqlen=1, min_seqlen=1, seqstart_py=one_each)
         keys = self.bias._PaddedSeqLenInfo(
             meta.query_start_loc * width, max_seqlen=meta.max_seq_len, min_seqlen=1,
-            seqstart_py=[i * width for i in one_each], seqlen=meta.seq_lens, seqlen_py=[width] * meta.num_seqs, padding=width)
+            seqstart_py=[i * width for i in one_each], seqlen=meta.seq_lens, seqlen_py=[width] * meta.num_seqs,
+            padding=width)
         return self.bias.PagedBlockDiagonalCausalWithOffsetPaddedKeysMask(queries, keys, table, self.block_size)
 
 
