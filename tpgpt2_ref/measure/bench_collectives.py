@@ -2,7 +2,7 @@
 
   python -m tpgpt2_ref bench collectives --tp 2
   python -m tpgpt2_ref bench collectives --sizes 1K,1M --ops all_reduce --json
-  python -m tpgpt2_ref bench collectives --link all --record      turn the dial of Diagram 6, keep the rows
+  python -m tpgpt2_ref bench collectives --link all --record      every position of Diagram 6's dial, 2, 4, 8 ranks
 
 A row's `bytes` are one rank's input. `algbw` and `busbw` are those of NVIDIA's nccl-tests (PERFORMANCE.md), whose
 size is the whole result of an all-gather:
@@ -36,6 +36,7 @@ from . import links, results
 HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 SMALLEST, LARGEST = 256, {"cuda": 2**30, "cpu": 2**24}
+FEWEST_SAMPLES, BUDGET_US = 5, 1e6  # a slow link gets fewer samples, so that a gigabyte ends in seconds
 DOOR_BYTES = 1536  # one GPT-2 token in bf16: where an overhead would hurt most
 
 
@@ -67,6 +68,8 @@ def ranks(args) -> int | None:
 
 
 def check(args):
+    if args.link == "two hosts" and args.tp not in (None, 2):
+        raise UserError("--link \"two hosts\" joins 2 ranks: leave --tp out")
     if args.tp is not None and args.tp < 2:
         raise UserError("a collective needs at least 2 ranks: give --tp 2 or more")
     if args.samples < 3:
@@ -78,7 +81,8 @@ def check(args):
 def run(args, world) -> dict:
     out = {"bench": "collectives", "machine": results.machine_card()}
     if world is None:
-        kept = [row for link in _links(args.link) for row in links.sweep(link, args.tp or 2, _options(args))]
+        kept = [row for link in _links(args.link) for size in _worlds(args.tp, link)
+                for row in links.sweep(link, size, _options(args))]
     else:
         kept = []
         for row, samples in sweep(world, args.ops, args.sizes, args.dtype, args.link, args.samples):
@@ -142,17 +146,22 @@ def calls(op: str, x, world) -> dict:
 
 
 def timed(paths: dict, world, nbytes: int, samples: int, graph: bool) -> dict[str, list[float]]:
-    """Microseconds a call, `samples` of them for each path, taken in turn, each of the slowest rank."""
+    """Microseconds a call, up to `samples` of them for each path, taken in turn, each of the slowest rank."""
     calls = min(20, max(1, 2**24 // nbytes)) if world.device.type == "cuda" else min(10, max(1, 2**16 // nbytes))
     runs = {path: Captured(call, calls) if graph else (lambda call=call: [call() for _ in range(calls)])
             for path, call in paths.items()}
+
+    def once(run) -> float:
+        barrier(world)
+        return stopwatch(run, world.device) / calls
+
+    warm = max(min(once(run), once(run), once(run)) for run in runs.values())
+    slowest = max(gather_objects(warm, world)) * calls
+    samples = min(samples, max(FEWEST_SAMPLES, int(BUDGET_US / slowest)))
     mine = {path: [] for path in paths}
-    for i in range(samples + 3):
+    for _ in range(samples):
         for path, run in runs.items():
-            barrier(world)
-            us = stopwatch(run, world.device) / calls
-            if i >= 3:  # the first ones warm up
-                mine[path].append(us)
+            mine[path].append(once(run))
     by_rank = gather_objects(mine, world)
     return {path: [max(rank[path][i] for rank in by_rank) for i in range(samples)] for path in paths}
 
@@ -246,6 +255,12 @@ def _links(link: str) -> list[str]:
         if reason:
             print(f"left out: {name}: {reason}", file=sys.stderr)
     return [name for name, reason in able.items() if reason is None]
+
+
+def _worlds(tp: int | None, link: str) -> list[int]:
+    """How many ranks to measure a link with: as asked, or 2, 4, 8 as far as the GPUs go; the cable joins two hosts."""
+    most = 2 if link == "two hosts" else max(2, gpu_count())
+    return [tp] if tp else [n for n in (2, 4, 8) if n <= most]
 
 
 def _options(args) -> tuple[str, ...]:

@@ -1,0 +1,147 @@
+"""Everything that wants GPUs, in one call: GPU tests, benches, traces, cost model, chapters.
+
+    python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2 or 4 GPUs allow
+    python tests/gpu_run.py --out FOLDER --only tests,collectives
+    python tests/gpu_run.py --list                       the steps and their limits
+
+Each step has its own time limit, and one that fails doesn't stop the others. FOLDER gets each step's log,
+`results/<machine>/*.json` as `book/results` wants them, traces and the chapters with their new outputs. The last
+thing printed is a table of what worked. Exit status 1 if any step failed.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tpgpt2_ref.measure import results  # noqa: E402
+from tpgpt2_ref.parallel.launch import gpu_count  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, its limit in seconds and the GPUs it needs."""
+
+    name: str
+    argv: list[str]
+    limit: float
+    gpus: int = 1
+
+
+def steps(out: Path, gpus: int) -> list[Step]:
+    """All steps, in order: what is quick and tells most first."""
+    keep = ["--json", "--record", str(out / "results")]
+    tps = [n for n in (1, 2, 4, 8) if n <= gpus]
+
+    def ours(*argv):
+        return [sys.executable, "-m", "tpgpt2_ref", *map(str, argv)]
+
+    found = [
+        Step("doctor", ours("doctor"), 120),
+        Step("tests", [sys.executable, "-m", "pytest", "tpgpt2_ref", "-m", "gpu or gpus", "-q", "-rs", "-p",
+                       "no:cacheprovider"], 600),
+        Step("collectives", ours("bench", "collectives", "--link", "all", *keep), 600, 2),
+        Step("attention", ours("bench", "attention", *keep), 600),
+    ]
+    for bench in ("decode", "prefill"):
+        found.append(Step(bench, ours("bench", bench, *keep), 600))
+    for tp in tps:
+        for plan in ("shipped", "as-drawn") if tp > 1 else ("shipped",):
+            for phase, graph in (("prefill", []), ("decode", []), ("decode", ["--graph"])):
+                name = "-".join([f"trace-tp{tp}", plan, phase, *(["graph"] if graph else [])])
+                found.append(Step(name, ours("trace", "--model", "random:gpt2", "--tp", tp, "--plan", plan, "--phase",
+                                             phase, "--batch", 8, "--prompt-len", 512, *graph, "--json", "--out",
+                                             out / f"{name}.trace.json"), 120, tp))
+    found.append(Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2))
+    found.append(Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
+                                   str(out / "chapters")], 600))
+    return found
+
+
+def fit(out: Path) -> int:
+    """Fit the cost model to each machine's folder that the benches left."""
+    status = 0
+    for folder in sorted((out / "results").glob("*/")):
+        status |= subprocess.run([sys.executable, "-m", "tpgpt2_ref", "cost", "fit", str(folder), "--out",
+                                  str(folder / "cost_model.json")], cwd=ROOT).returncode
+    return status
+
+
+def run(step: Step, out: Path, gpus: int) -> dict:
+    """Run one step into its log; end it, and all it started, at its limit."""
+    if step.gpus > gpus:
+        return {"step": step.name, "result": f"left out: needs {step.gpus} GPUs", "seconds": 0.0}
+    begin, log = time.monotonic(), out / f"{step.name}.log"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with log.open("w") as f, (out / f"{step.name}.out").open("w") as stdout:
+        process = subprocess.Popen(step.argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=f, env=env,
+                                   start_new_session=True)
+        try:
+            status = process.wait(step.limit)
+            result = "ok" if status == 0 else f"failed with status {status}"
+        except subprocess.TimeoutExpired:
+            result = f"stopped after its {step.limit:.0f} s"
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+    return {"step": step.name, "result": result, "seconds": round(time.monotonic() - begin, 1)}
+
+
+def stamp(out: Path, commit: str) -> None:
+    """Name the commit in what was recorded, where the copy of the repository that ran had no git."""
+    for path in (out / "results").glob("*/*.json"):
+        document = json.loads(path.read_text())
+        if document["commit"] == "unknown":
+            run = results.load(path)
+            results.write(results.Run(run.name, run.machine, run.rows, run.recorded_at, commit), path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for logs, results, traces and chapters")
+    parser.add_argument("--only", help="steps, separated by commas; trace means every trace")
+    parser.add_argument("--commit", help="the commit that this copy is of, where it has no git")
+    parser.add_argument("--list", action="store_true", help="print the steps and stop")
+    parser.add_argument("--fit", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    gpus, out = gpu_count(), (args.out or Path("gpu_run")).resolve()
+    todo = steps(out, gpus)
+    if args.only:
+        wanted = args.only.split(",")
+        todo = [s for s in todo if any(s.name == w or s.name.startswith(f"{w}-") for w in wanted)]
+        if not todo:
+            parser.error(f"--only {args.only}: no such step; --list names them")
+    if args.list:
+        print("\n".join(f"{s.name:36}{s.gpus} GPU{'s' * (s.gpus > 1):2} <= {s.limit:.0f} s" for s in todo))
+        return 0
+    if args.out is None:
+        parser.error("give --out FOLDER")
+    if args.fit:
+        return fit(out)
+    out.mkdir(parents=True, exist_ok=True)
+    table = []
+    for step in todo:
+        table.append(run(step, out, gpus))
+        print(f"{step.name}: {table[-1]['result']} ({table[-1]['seconds']} s)", flush=True)
+    if args.commit:
+        stamp(out, args.commit)
+    (out / "summary.json").write_text(json.dumps({"machine": results.machine_card(), "steps": table}, indent=1))
+    print(f"\n{'step':36}{'seconds':>9}  result")
+    print("\n".join(f"{row['step']:36}{row['seconds']:>9}  {row['result']}" for row in table))
+    return int(any(not row["result"].startswith(("ok", "left out")) for row in table))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
