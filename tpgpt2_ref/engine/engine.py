@@ -1,6 +1,8 @@
 """The engine: prompts in, tokens out. Prefill once, then decode a token a step, over pages of the KV cache.
 
 Sequences wait until the cache has pages for all they may need, so that none is ever thrown out half-way.
+On a GPU, decode steps are CUDA graphs of fused kernels (`decoder.py`); anywhere else, or where those can't run,
+they are gpt2.py's forward, and `why_eager` says why.
 """
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from ..config import CacheConfig
 from ..errors import UserError
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
+from .decoder import GraphDecoder, cannot_graph
 from .sampling import sample
 
 
@@ -38,13 +41,17 @@ class Engine:
 
     model   a `GPT2Model` with weights
     cache   pages and dtype; `num_blocks` None makes room for the whole batch
+    graphs  False: decode with gpt2.py even where CUDA graphs can run
     After `generate`, `first_forward` holds {op: count} of the first forward's collectives, and `seconds`
     the time of prefill and of each decode step.
     """
 
-    def __init__(self, model, cache: CacheConfig = CacheConfig(), max_batch: int = 256):
+    def __init__(self, model, cache: CacheConfig = CacheConfig(), max_batch: int = 256, graphs: bool = True):
         self.model, self.cache, self.max_batch = model, cache, max_batch
         self.world, self.config = model.world, model.config
+        self.why_eager = cannot_graph(model, cache) if graphs else "graphs were not wanted"
+        self.kv_caches: list[torch.Tensor] = []
+        self.decoder: GraphDecoder | None = None
         self.first_forward: dict[str, int] = {}
         self.seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
 
@@ -61,10 +68,12 @@ class Engine:
         while waiting or running:
             fresh = self._admit(waiting, running, allocator)
             if fresh:
-                self._timed("prefill", lambda: self._prefill(fresh, params))
+                start = time.perf_counter()
+                self._prefill(fresh, params)
+                self.seconds["prefill"].append(time.perf_counter() - start)
                 running += fresh
             else:
-                self._timed("decode", lambda: self._decode(running, params))
+                self.seconds["decode"] += self._decode(running, params)
             for s in [s for s in running if s.ended(self.config.eos_token_id)]:
                 allocator.release(s.blocks)
                 running.remove(s)
@@ -77,10 +86,12 @@ class Engine:
         if max(need) > blocks - 1:
             raise UserError(f"the KV cache has {blocks - 1} pages of {size} tokens, one prompt needs {max(need)}: "
                             "give it more pages, or ask for fewer tokens")
-        impl = self.model.impl
-        dtype = impl.dtype if self.cache.cache_dtype == "auto" else torch.float8_e4m3fn
-        self.kv_caches = allocate_kv_cache(self.config.n_layer, blocks, size, impl.num_heads, impl.head_size, dtype,
-                                           self.world.device)
+        if not self.kv_caches or self.kv_caches[0].shape[1] < blocks:  # graphs hold the cache's addresses: keep both
+            self.close()
+            impl = self.model.impl
+            dtype = impl.dtype if self.cache.cache_dtype == "auto" else torch.float8_e4m3fn
+            self.kv_caches = allocate_kv_cache(self.config.n_layer, blocks, size, impl.num_heads, impl.head_size, dtype,
+                                               self.world.device)
         return BlockAllocator(blocks, size)
 
     def _admit(self, waiting, running, allocator) -> list[Sequence]:
@@ -104,13 +115,18 @@ class Engine:
         self.world.trace = trace
         self._append(sequences, logits, params)
 
-    def _decode(self, sequences, params):
-        device = self.world.device
+    def _decode(self, sequences, params) -> list[float]:
+        """One step, or on CUDA graphs all steps until a sequence ends; seconds of each."""
+        if self.why_eager is None and self.world.trace is None:
+            self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.cache.block_size)
+            return self.decoder.run(sequences, params)
+        start, device = time.perf_counter(), self.world.device
         ids = torch.tensor([s.new[-1] for s in sequences], device=device)
         lengths = [len(s.prompt) + len(s.new) for s in sequences]
         positions = torch.tensor(lengths, device=device) - 1
         meta = decode_metadata(positions, self._block_table(sequences), max(lengths), self.cache.block_size)
         self._append(sequences, self.model.logits(self.model(ids, positions, self.kv_caches, meta)), params)
+        return [time.perf_counter() - start]
 
     def _append(self, sequences, logits, params):
         number = torch.tensor([s.number for s in sequences], device=logits.device)
@@ -123,10 +139,9 @@ class Engine:
         return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32,
                             device=self.world.device)
 
-    def _timed(self, what, step):
-        start = time.perf_counter()
-        step()
-        self.seconds[what].append(time.perf_counter() - start)
+    def close(self) -> None:
+        """Drop cache and graphs, which hold collectives, before the world closes."""
+        self.decoder, self.kv_caches = None, []
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from ..noise import gumbel
 from ..request import SamplingParams
 
 
@@ -24,19 +25,5 @@ def sample(logits: torch.Tensor, params: SamplingParams, sequence: torch.Tensor,
         p = ordered.softmax(-1)
         beyond = p.cumsum(-1) - p >= params.top_p  # the tokens before already hold top_p
         x = x.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
-    return (x + gumbel(params.seed, sequence, position, x.shape[-1])).argmax(-1)
-
-
-def gumbel(seed: int, sequence: torch.Tensor, position: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """Gumbel noise (B, V), a hash of its place: sequence (B,), position (B,)."""
-    token = torch.arange(vocabulary, dtype=torch.int32, device=position.device)
-    row = hash32(hash32(sequence.int() ^ hash32(torch.full_like(sequence, seed).int())) ^ position.int())
-    u = (hash32(row[:, None] ^ token) >> 8 & 0xFFFFFF).float()
-    return -(-((u + 0.5) / 2**24).log()).log()
-
-
-def hash32(x: torch.Tensor) -> torch.Tensor:
-    """Wellons' lowbias32 over int32, which wraps; >> keeps the sign, so it is masked off."""
-    x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
-    x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
-    return x ^ (x >> 16 & 0xFFFF)
+    token = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+    return (x + gumbel(params.seed, sequence, position, token)).argmax(-1)

@@ -1,0 +1,47 @@
+"""Triton kernels of a decode step, and their twins in plain torch (`plain.py`).
+
+    embed | qkv  attention  add  gelu  add | ... | best  pick        five kernels a layer, three beside the layers
+
+`Kernels` says which of them a step uses: the ladder from plain torch to all fused is made of such choices.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial as bound
+from typing import Callable
+
+KERNELS = ("embed", "qkv", "attention", "gelu", "add", "partial", "best", "pick")
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions that a decode step is made of: from `plain.py`, or its fused twin of the same name."""
+
+    embed: Callable
+    qkv: Callable
+    attention: Callable
+    gelu: Callable
+    add: Callable
+    partial: Callable
+    best: Callable
+    pick: Callable
+    fused_sum: bool = False
+    pdl: bool = False
+
+    @classmethod
+    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False) -> Kernels:
+        """Those in `fused` from Triton, the others in plain torch. Triton is imported if any is.
+
+        fused_sum  all-reduce, bias, residual and LayerNorm in one kernel, if the world's way to sum has one
+        pdl        programmatic dependent launch of the fused ones: a kernel asks for its weights while the one
+                   before it still runs (Hopper and newer)
+        """
+        from . import plain
+
+        chosen = {name: getattr(plain, name) for name in KERNELS}
+        if fused:
+            from . import attention, linear, sample
+
+            home = {"attention": attention, "embed": sample, "pick": sample}
+            chosen |= {name: bound(getattr(home.get(name, linear), name), pdl=pdl) for name in fused}
+        return cls(**chosen, fused_sum=fused_sum, pdl=pdl)

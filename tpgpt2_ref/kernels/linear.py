@@ -1,0 +1,239 @@
+"""A linear layer of a decode step as one kernel, with what stands before and behind it:
+
+    [LayerNorm ->]  W x + b  [-> GELU | -> + residual | -> q, and k and v into the cache | -> best token]
+
+B rows of x meet a whole matrix, so the time is the time to read W. A program holds ROWS rows of W: it asks for them
+first, and only then waits for the kernel before (programmatic dependent launch, `PDL`), so that memory does not idle
+between two kernels. LayerNorm is slid behind the product, so that all that depends on weights is done by then:
+
+    W ((x - mean) / std * g + b_n) + b  =  (W_g x - mean s) / std + t,   W_g = W * g,  s = W_g 1,  t = W b_n + b
+
+Up to GEMV_BATCH rows of x the products are plain multiply-adds, a warp to a row of W. Above, tensor cores multiply,
+each warp a slice of K (`skinny`). `plain.py` has the twin of every function here, by the same name.
+"""
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .sample import LEAST_KEY, gumbel_of, order_key, row_hash
+from .state import DecodeState
+
+GEMV_BATCH = 4
+CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
+
+
+@triton.jit
+def gelu_tanh(x):
+    """0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)"""
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
+           vocabulary, first_token, sampling, THEN: tl.constexpr, PAGE: tl.constexpr):
+    """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind."""
+    inside = (rows < N) & (batch < batch_size)
+    at = batch * N + rows
+    if THEN == "store":
+        tl.store(out + at, y, mask=inside)
+    elif THEN == "gelu":
+        tl.store(out + at, gelu_tanh(y), mask=inside)
+    elif THEN == "add":
+        tl.store(out + at, y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32), mask=inside)
+    elif THEN == "qkv":
+        width = N // 3
+        part, column = rows // width, rows % width  # 0, 1, 2: q, k, v
+        position = tl.load(positions + batch, mask=batch < batch_size, other=0)
+        page = tl.load(table + batch * table_stride + position // PAGE, mask=batch < batch_size, other=0)
+        slot = page.to(tl.int64) * PAGE + position % PAGE
+        tl.store(out + batch * width + column, y, mask=inside & (part == 0))
+        tl.store(kv + (part - 1) * kv_stride + slot * width + column, y, mask=inside & (part > 0))
+    elif THEN == "best":
+        token = rows + first_token
+        temperature = tl.load(sampling).to(tl.float32, bitcast=True)
+        if temperature > 0:  # Gumbel-max: the largest of logits / temperature + noise is a fair draw
+            number = tl.load(sampling + 2 + batch, mask=batch < batch_size, other=0)
+            position = tl.load(positions + batch, mask=batch < batch_size, other=0).to(tl.int32) + 1
+            y = y / temperature + gumbel_of(row_hash(tl.load(sampling + 1), number, position), token)
+        key = tl.where((rows < N) & (token < vocabulary), order_key(y, token), LEAST_KEY)
+        column = tl.max(batch, 0)
+        tl.store(out + tl.program_id(0) * batch_size + column, tl.max(key, 0), mask=column < batch_size)
+
+
+@triton.jit
+def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                positions, vocabulary, first_token, sampling, N, K: tl.constexpr, B: tl.constexpr,
+                ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                PAGE: tl.constexpr, PDL: tl.constexpr):
+    CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    columns = tl.arange(0, CHUNK)[None, :] + 0 * rows  # (ROWS, CHUNK)
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    w = ()
+    for c in tl.static_range(CHUNKS):
+        k = c * CHUNK + columns
+        w += (tl.load(weight + rows * K + k, mask=(rows < N) & (k < K), other=0.0),)
+    if NORM:
+        weighted = tl.zeros((ROWS, CHUNK), tl.float32)
+        shifted = tl.zeros((ROWS, CHUNK), tl.float32)
+        wg = ()
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            shifted += w[c].to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            wg += (w[c].to(tl.float32) * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32),)
+            weighted += wg[c]
+        s = tl.sum(weighted, 1)[:, None]
+        b += tl.sum(shifted, 1)[:, None]
+        w = wg
+    if PDL:
+        gdc_wait()
+    for i in tl.static_range(B):
+        y = tl.zeros((ROWS, CHUNK), tl.float32)
+        total = tl.zeros((ROWS, CHUNK), tl.float32)
+        squares = tl.zeros((ROWS, CHUNK), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            xs = tl.load(x + i * K + k, mask=k < K, other=0.0).to(tl.float32)
+            y += w[c].to(tl.float32) * xs
+            if NORM:
+                total += xs
+                squares += xs * xs
+        product = tl.sum(y, 1)[:, None]  # (ROWS, 1)
+        if NORM:
+            mean = tl.sum(total, 1)[:, None] / K
+            variance = tl.sum(squares, 1)[:, None] / K - mean * mean
+            product = (product - mean * s) * tl.rsqrt(variance + eps)
+        finish(product + b, rows, i + tl.arange(0, 1)[None, :], N, B, residual, out, kv, kv_stride, table,
+               table_stride, positions, vocabulary, first_token, sampling, THEN, PAGE)
+
+
+@triton.jit
+def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                  positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr, B: tl.constexpr,
+                  ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
+                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+    CHUNK: tl.constexpr = SLICES * DEPTH
+    CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, SLICES)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, None, :]  # (SLICES, 1, DEPTH)
+    columns = column + 0 * row[None, :, None]  # (SLICES, ROWS, DEPTH)
+    rows = row[:, None]
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    weighted = tl.zeros((SLICES, ROWS, DEPTH), tl.float32)
+    shifted = tl.zeros((SLICES, ROWS, DEPTH), tl.float32)
+    w = ()
+    for c in tl.static_range(CHUNKS):
+        k = c * CHUNK + columns
+        wc = tl.load(weight + row[None, :, None] * K + k, mask=(row[None, :, None] < N) & (k < K), other=0.0)
+        if NORM:
+            shifted += wc.to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            wc = (wc.to(tl.float32) * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)).to(wc.dtype)
+            weighted += wc.to(tl.float32)
+        w += (wc,)
+    if NORM:
+        s = tl.sum(tl.sum(weighted, 2), 0)[:, None]
+        b += tl.sum(tl.sum(shifted, 2), 0)[:, None]
+    if PDL:
+        gdc_wait()
+    for tile in range(tl.program_id(1), tl.cdiv(batch_size, B), tl.num_programs(1)):
+        batch = tile * B + tl.arange(0, B)
+        sequence = batch[None, :, None]
+        xs = ()
+        for c in tl.static_range(CHUNKS):
+            kx = c * CHUNK + column
+            xs += (tl.load(x + sequence * K + kx, mask=(sequence < batch_size) & (kx < K), other=0.0),)  # (SLICES, B, DEPTH)
+        total = tl.zeros((SLICES, B, DEPTH), tl.float32)
+        squares = tl.zeros((SLICES, B, DEPTH), tl.float32)
+        y = tl.zeros((SLICES, ROWS, B), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            if NORM:
+                total += xs[c].to(tl.float32)
+                squares += xs[c].to(tl.float32) * xs[c].to(tl.float32)
+            y = tl.dot(w[c], tl.permute(xs[c], (0, 2, 1)), y)
+        product = tl.sum(y, 0)  # (ROWS, B)
+        if NORM:
+            mean = tl.sum(tl.sum(total, 2), 0)[None, :] / K
+            variance = tl.sum(tl.sum(squares, 2), 0)[None, :] / K - mean * mean
+            product = (product - mean * s) * tl.rsqrt(variance + eps)
+        finish(product + b, rows, batch[None, :], N, batch_size, residual, out, kv, kv_stride, table, table_stride,
+               positions, vocabulary, first_token, sampling, THEN, PAGE)
+
+
+def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm, out: torch.Tensor,
+           pdl: bool, residual=None, kv_cache=None, state: DecodeState | None = None, vocabulary: int = 0,
+           first_token: int = 0, tile: dict | None = None) -> None:
+    """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
+    (batch, k), n = x.shape, weight.shape[0]
+    tile = dict(tile or tile_for(then, batch, k, norm is not None))
+    nothing = x  # a pointer that this variant never reads
+    table = nothing if state is None else state.block_table
+    arguments = (x, weight, nothing if bias is None else bias, nothing if norm is None else norm.weight,
+                 nothing if norm is None else norm.bias, norm.eps if norm is not None else 0.0,
+                 nothing if residual is None else residual, out, nothing if kv_cache is None else kv_cache,
+                 0 if kv_cache is None else kv_cache.stride(0), table, 0 if state is None else table.stride(0),
+                 nothing if state is None else state.positions, vocabulary, first_token,
+                 nothing if state is None else state.sampling, n)
+    options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then,
+                   PAGE=16 if state is None else state.block_size, PDL=pdl, launch_pdl=pdl)
+    blocks = triton.cdiv(n, tile["ROWS"])
+    if "SLICES" in tile:
+        skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
+    else:
+        gemv_kernel[(blocks,)](*arguments, B=batch, CHUNK=CHUNK, **options, **tile)
+
+
+def tile_for(then: str, batch: int, k: int, norm: bool) -> dict:
+    """Tile sizes by measurement on one H200 (the chapter's table)."""
+    if batch <= GEMV_BATCH:
+        return dict(ROWS=16 if then == "best" else 4, num_warps=4)
+    b = min(triton.next_power_of_2(batch), 16)
+    if k > 2048:
+        return dict(ROWS=16, B=b, SLICES=8, DEPTH=64, num_warps=8)
+    if then == "best":
+        return dict(ROWS=32, B=b, SLICES=8, DEPTH=32, num_warps=8)
+    return dict(ROWS=16, B=b, SLICES=4, DEPTH=64, num_warps=4)
+
+
+def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **tile):
+    """x (B, D) -> q (B, D/n); k and v go into this layer's cache."""
+    q = x.new_empty(x.shape[0], linear.weight.shape[0] // 3)
+    launch("qkv", x, linear.weight, linear.bias, norm, q, pdl, kv_cache=kv_cache, state=state, **tile)
+    return q
+
+
+def gelu(x: torch.Tensor, norm, linear, pdl: bool = False, **tile) -> torch.Tensor:
+    """x (B, D) -> GELU(W norm(x) + b), (B, 4D/n)."""
+    out = x.new_empty(x.shape[0], linear.weight.shape[0])
+    launch("gelu", x, linear.weight, linear.bias, norm, out, pdl, **tile)
+    return out
+
+
+def add(x: torch.Tensor, linear, residual: torch.Tensor, pdl: bool = False, **tile) -> torch.Tensor:
+    """x (B, K) -> residual + W x + b, (B, D): one rank's c_proj with what follows it."""
+    out = torch.empty_like(residual)
+    launch("add", x, linear.weight, linear.bias, None, out, pdl, residual=residual, **tile)
+    return out
+
+
+def partial(x: torch.Tensor, linear, bias: bool, pdl: bool = False, **tile) -> torch.Tensor:
+    """x (B, K) -> W x (+ b), (B, D): one rank's part of a sum over the ranks."""
+    out = x.new_empty(x.shape[0], linear.weight.shape[0])
+    launch("store", x, linear.weight, linear.bias if bias else None, None, out, pdl, **tile)
+    return out
+
+
+def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **tile) -> torch.Tensor:
+    """x (B, D) -> keys (programs, B) int64: each program's best token of this rank's rows of the vocabulary."""
+    config = tile.get("tile") or tile_for("best", x.shape[0], x.shape[1], True)
+    out = torch.empty(triton.cdiv(embedding.weight.shape[0], config["ROWS"]), x.shape[0], dtype=torch.int64,
+                      device=x.device)
+    launch("best", x, embedding.weight, None, norm, out, pdl, state=state, vocabulary=embedding.vocab_size,
+           first_token=embedding.start, **tile)
+    return out

@@ -1,0 +1,42 @@
+"""What a decode step reads and writes beside weights and cache: B rows, one sequence each, all on the device."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..attention.metadata import slots
+
+
+@dataclass
+class DecodeState:
+    """A step reads the newest token of each row, and leaves the next one in its place.
+
+    A row without a sequence has live 0 and position 0; its pages are all page 0, which no sequence owns.
+    """
+
+    ids: torch.Tensor  # (B,) int64, the newest token
+    positions: torch.Tensor  # (B,) int64, where it stands in its sequence: as many tokens are in the cache
+    live: torch.Tensor  # (B,) int64, 1 or 0: by how much a step moves the position on
+    block_table: torch.Tensor  # (B, pages) int32
+    sampling: torch.Tensor  # (2 + B,) int32: temperature's bits (0: greedy), seed, each row's sequence number
+    tokens: torch.Tensor  # (B, n_positions + 1) int32 in the host's pinned memory, by position; -1: not there yet
+    block_size: int = 16
+
+    @classmethod
+    def empty(cls, batch: int, pages: int, length: int, device: torch.device, block_size: int = 16) -> DecodeState:
+        def zeros(*shape, dtype=torch.int64):
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        tokens = torch.full((batch, length + 1), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        return cls(zeros(batch), zeros(batch), zeros(batch), zeros(batch, pages, dtype=torch.int32),
+                   zeros(2 + batch, dtype=torch.int32), tokens, block_size)
+
+    @property
+    def batch(self) -> int:
+        return self.ids.shape[0]
+
+    def slots(self) -> torch.Tensor:
+        """(B,) int64: where the newest token's key and value go."""
+        rows = torch.arange(self.batch, device=self.positions.device)
+        return slots(self.block_table, self.positions, rows, self.block_size)
