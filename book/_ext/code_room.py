@@ -22,7 +22,8 @@ class CodeRoom(SphinxDirective):
     def run(self):
         folder = PACKAGE / self.arguments[0]
         first = self.options.get("first", "").split()
-        files = sorted(folder.glob("*.py"), key=lambda f: (first.index(f.stem) if f.stem in first else len(first), f.stem))
+        rest = sorted({f.stem for f in folder.glob("*.py")} - set(first))
+        files = [folder / f"{stem}.py" for stem in first + rest]
         return [self.section(file) for file in files if file.read_text().strip()]
 
     def section(self, file):

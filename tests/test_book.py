@@ -1,0 +1,87 @@
+"""The book as a whole, at rest: links, contents, stored outputs, and what README and CI promise."""
+import re
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+FIGURES = ("image/svg+xml", "image/png", "text/html")
+
+
+def contents(node=None) -> list[str]:
+    """The table of contents, in order."""
+    node = yaml.safe_load((ROOT / "_toc.yml").read_text()) if node is None else node
+    if isinstance(node, list):
+        return [file for child in node for file in contents(child)]
+    if not isinstance(node, dict):
+        return []
+    return [file for key, value in node.items() for file in ([value] if key in ("file", "root") else contents(value))]
+
+
+def tracked() -> list[Path]:
+    out = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if out.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in out.stdout.split("\0") if name]
+
+
+@pytest.mark.parametrize("name", ["_config.yml", "_toc.yml"])
+def test_the_links_in_book_lead_to_the_top_level(name):
+    link = BOOK / name
+    assert link.is_symlink() and not link.readlink().is_absolute() and link.resolve() == ROOT / name
+
+
+def test_every_page_of_the_contents_is_there_and_every_page_is_in_the_contents():
+    files = contents()
+    assert len(files) == len(set(files))
+    pages = {str(p.relative_to(BOOK).with_suffix("")) for kind in ("*.md", "*.ipynb") for p in BOOK.rglob(kind)
+             if not {"_build", "results", ".ipynb_checkpoints"} & set(p.relative_to(BOOK).parts)}
+    assert set(files) == pages
+
+
+def test_every_folder_of_the_package_has_a_code_page():
+    rooms = {room for page in (BOOK / "code").glob("*.md")
+             for room in re.findall(r"^```\{code-room\} (\S+)", page.read_text(), re.M)}
+    folders = {str(p.parent.relative_to(ROOT / "tpgpt2_ref")) for p in (ROOT / "tpgpt2_ref").rglob("*.py")
+               if p.read_text().strip() and "tests" not in p.parts}
+    assert folders == rooms
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_chapter_carries_its_outputs(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert book.metadata.kernelspec.name == "python3"
+    assert all(cell.execution_count for cell in code), "a cell was not run"
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any(set(FIGURES) & set(output.get("data", {})) for output in outputs), "no figure or table"
+    assert path.stat().st_size < 3_000_000
+
+
+def test_no_machine_path_in_a_tracked_file():
+    # spelled in pieces, so that this file doesn't match itself
+    local = re.compile("/(" + "|".join(["ho" + "me", "ro" + "ot", "wo" + "rk", "Use" + "rs", "tm" + "p"]) + r")/\w")
+    found = {f"{path.relative_to(ROOT)}: {m[0]}" for path in tracked()
+             if path.is_file() and not path.is_symlink() and path.suffix not in (".safetensors", ".woff", ".png", ".js")
+             for m in local.finditer(path.read_text())}
+    assert not found
+
+
+def test_readme_names_what_ci_runs():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    install, build = "pip install -r requirements.txt", "jupyter-book build book/"
+    assert f"python -m {install} && {build}\n" in readme and "\npytest tpgpt2_ref\n" in readme
+    assert "-r requirements.txt" in ci and build in ci and "pytest tpgpt2_ref" in ci and "pytest tests" in ci
+
+
+def test_the_files_that_readme_links_to_exist():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name}: {target}"

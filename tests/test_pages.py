@@ -1,0 +1,89 @@
+"""The book as a reader's browser sees it: built strictly, every page there, and no request leaves it."""
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from .test_book import BOOK, ROOT, contents
+
+LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("object", "data"),
+         ("link", "href")}
+HARMLESS_LINKS = {"canonical", "next", "prev", "search", "index", "author"}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="session")
+def html() -> Path:
+    """The built pages. Building again what is already built takes a few seconds."""
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "book/", "-W", "--keep-going"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return BOOK / "_build" / "html"
+
+
+class Requests(HTMLParser):
+    """What a page loads by itself."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.urls: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "link" and attributes.get("rel") in HARMLESS_LINKS:
+            return
+        self.urls += [value for key, value in attributes.items() if (tag, key) in LOADS and value]
+
+
+def pages(html: Path) -> list[Path]:
+    return [page for page in html.rglob("*.html") if "_static" not in page.parts]  # templates of the theme lie there
+
+
+def test_every_page_is_built(html):
+    assert [page for page in contents() if not (html / f"{page}.html").is_file()] == []
+
+
+def test_no_request_leaves_a_page(html):
+    outside = {f"{page.relative_to(html)}: {url}" for page in pages(html)
+               for url in Requests(page.read_text()).urls if re.match(r"(https?:)?//", url)}
+    outside |= {f"{sheet.relative_to(html)}: {url}" for sheet in html.rglob("*.css")
+                for url in re.findall(r"(?:url\(|@import\s+)['\"]?((?:https?:)?//[^'\")]+)", sheet.read_text())}
+    assert not outside
+
+
+def test_what_a_page_loads_is_there(html):
+    missing = {f"{page.relative_to(html)}: {url}" for page in pages(html)
+               for url in Requests(page.read_text()).urls
+               if not url.startswith(("data:", "#")) and not (page.parent / url.split("?")[0].split("#")[0]).exists()}
+    assert not missing
+
+
+def test_links_inside_the_book_lead_somewhere(html):
+    broken = set()
+    for page in pages(html):
+        for url in re.findall(r'<a [^>]*href="([^"#]+\.html)(?:#[^"]*)?"', page.read_text()):
+            if not url.startswith(("http", "//")) and not (page.parent / url).exists():
+                broken.add(f"{page.relative_to(html)}: {url}")
+    assert not broken
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("page", contents())
+def test_a_browser_draws_a_page_and_asks_nobody(html, tmp_path, page):
+    log = tmp_path / "net.json"
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}",
+         "--virtual-time-budget=5000", "--dump-dom", (html / f"{page}.html").as_uri()],
+        capture_output=True, text=True, timeout=120)
+    title = re.search(r"<h1>(.*?)<a", done.stdout, re.S)
+    assert title and title[1].strip(), done.stderr[-2000:]
+    assert "math-error" not in done.stdout and "mjx-merror" not in done.stdout
+    asked = {url for url in re.findall(r'"url":"(https?://[^"]+)"', log.read_text())}
+    assert not asked
