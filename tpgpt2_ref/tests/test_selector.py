@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser
 
 import pytest
 
 from tpgpt2_ref.attention.matrix import DIAGRAM_5, MATRIX, ORDER, PACKAGES
 from tpgpt2_ref.attention.platform import Platform
 from tpgpt2_ref.attention.selector import get_attn_backend, resolve
+from tpgpt2_ref.commands import select
 from tpgpt2_ref.config import DTYPES
 from tpgpt2_ref.errors import UserError
 
@@ -145,11 +147,10 @@ def test_the_command():
 
 
 def test_the_options_describe_a_machine():
-    from tpgpt2_ref.cli import parser
-    from tpgpt2_ref.commands import select
-
     def imagined(*args):
-        return select.imagined(parser().parse_args(["select", *args]))
+        parser = ArgumentParser()
+        select.add_arguments(parser)
+        return select.imagined(parser.parse_args(args))
 
     assert imagined("--platform", "cuda") == HOPPER == imagined("--installed", "all")
     assert imagined("--capability", "8.0", "--installed", "triton").installed == {"triton"}
@@ -157,3 +158,19 @@ def test_the_options_describe_a_machine():
     for bad in (("--platform", "cpu", "--capability", "9.0"), ("--installed", "numpy"), ("--capability", "nine")):
         with pytest.raises(UserError):
             imagined(*bad)
+
+
+def test_the_picture_shows_the_path_taken():
+    from xml.etree import ElementTree
+
+    from tpgpt2_ref.notebook.selection import GREY, REFUSED, TAKEN, boxes, selection_svg
+
+    platform = Platform("cuda", (8, 9), (12, 4), ALL)
+    choice = choose(platform, 80)
+    path = {box.title: box.colour for box in boxes(choice, platform, "80")}
+    assert [t for t, c in path.items() if c == REFUSED] == [f"FLASH_ATTN_{n}?  no" for n in (3, 4, 2)]
+    assert path["FLEX_ATTENTION?  yes"] == TAKEN
+    forced = {box.title: box.colour for box in boxes(choose(platform, force="XFORMERS"), platform, "64")}
+    assert forced["Priority 2: VLLM_ATTENTION_BACKEND"] == GREY and REFUSED not in forced.values()
+    text = "".join(ElementTree.fromstring(selection_svg(choice, platform, "a < b")).itertext())
+    assert "head size 80: takes 32" in text and "a < b" in text
