@@ -17,9 +17,10 @@ class FlashAttention2(AttentionBackend):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.package = self.load()
+        name = self.package.__name__
         self.varlen = {"vllm.vllm_flash_attn": self._vllm, "flash_attn": self._flash_attn,
-                       "torch.nn.attention.varlen": self._torch}[self.package.__name__]
-        self.gathers = not (self.varlen == self._vllm or self.varlen == self._flash_attn and self.block_size % 256 == 0)
+                       "torch.nn.attention.varlen": self._torch}[name]
+        self.gathers = name.startswith("torch") or name == "flash_attn" and self.block_size % 256 != 0
 
     @classmethod
     def load(cls):

@@ -17,7 +17,7 @@ class FlashAttention3(AttentionBackend):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.fa3 = self.load()
-        self.paged = self._paged_vllm if self.fa3.__name__.startswith("vllm") else self._paged
+        self.vllm = self.fa3.__name__.startswith("vllm")
         self.fp8 = self.cache_dtype != "auto"
         self.kernel_dtype = torch.float8_e4m3fn if self.fp8 else self.dtype  # of q too: it must be the cache's
 
@@ -36,10 +36,11 @@ class FlashAttention3(AttentionBackend):
     def forward(self, q, k, v, kv_cache, meta):
         if self.reads_new_tokens(meta):  # unpaged, the kernel can use Hopper's bulk copies
             start, n = meta.query_start_loc, meta.max_query_len
-            more = {"fa_version": 3} if self.paged == self._paged_vllm else {}
+            more = {"fa_version": 3} if self.vllm else {}
             return self.fa3.flash_attn_varlen_func(q, k, v, max_seqlen_q=n, cu_seqlens_q=start, max_seqlen_k=n,
                                                    cu_seqlens_k=start, softmax_scale=self.scale, causal=True, **more)
-        out = self.paged(q.to(self.kernel_dtype), kv_cache[0], kv_cache[1], meta)
+        paged = self._paged_vllm if self.vllm else self._paged
+        out = paged(q.to(self.kernel_dtype), kv_cache[0], kv_cache[1], meta)
         return out.to(self.dtype)  # from an fp8 cache it comes as bfloat16
 
     def reads_new_tokens(self, meta) -> bool:
