@@ -81,7 +81,7 @@ def browse(url: str, folder: Path) -> tuple[str, set[str]]:
          f"--user-data-dir={folder / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}",
          "--virtual-time-budget=5000", "--dump-dom", url], capture_output=True, text=True, timeout=120)
     # "null" is a file's origin; what the browser asks for itself has none
-    return done.stdout, set(re.findall(r'"initiator":"null"[^{}]*"url":"(https?://[^"]+)"', log.read_text()))
+    return done.stdout, set(re.findall(r'"initiator":"null".*?"url":"(https?://[^"]+)"', log.read_text()))
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
