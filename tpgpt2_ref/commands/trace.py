@@ -68,5 +68,6 @@ def show(result) -> str:
     counts = ", ".join(f"{n} {op}" for op, n in result["counts"].items()) or "no collectives"
     clock = f"clock {result['clock']}" + (f", +-{result['clock_error_us']:.1f} us" if result["clock_error_us"] else "")
     share = f"{result['communication_share']:.1%} communication, of it waiting {result['waiting_share']:.1%}"
-    return "\n".join([text(result), "", f"{result['total_us']:.0f} us in all: {counts}; {share} of all ({clock})"]
+    total = f"{result['total_us']:.0f} us in all ({result['untraced_us']:.0f} without marks)"
+    return "\n".join([text(result), "", f"{total}: {counts}; {share} of all ({clock})"]
                      + ([f"trace in {result['out']}: open it at https://ui.perfetto.dev"] if result["out"] else []))

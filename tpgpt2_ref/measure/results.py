@@ -196,8 +196,9 @@ def commit() -> str:
 
 def _environment() -> dict[str, str]:
     """The variables that change how fast a collective or a kernel is."""
-    matters = ("NCCL_", "GLOO_", "TPGPT2_", "TORCH_SYMM_MEM", "OMP_NUM_THREADS", "CUDA_", "VLLM_ATTENTION_BACKEND")
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(matters)}
+    matters = ("NCCL_", "GLOO_", "TPGPT2_", "TORCH_SYMM_MEM", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_",
+               "VLLM_ATTENTION_BACKEND")
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(matters) and k != "NCCL_VERSION"}
 
 
 def _cpu_name() -> str:

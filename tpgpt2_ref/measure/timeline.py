@@ -22,6 +22,7 @@ from statistics import mean, median, quantiles
 from ..errors import RankError
 from ..parallel.collectives import barrier, gather_objects
 from ..trace import Trace, now
+from .bench_collectives import stopwatch
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
           "mlp": "MLP", "head": "logits"}  # in the order in which the diagram (and what it leaves out) has them
@@ -61,11 +62,13 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
     """Run `step()` a few times on every rank and return the timeline of the run of median length.
 
     graph  capture it in a CUDA graph first, stages and collectives included, and time the replays
-    Returns {"rows", "clock", "clock_error_us", "total_us", "communication_share", "counts"}, the same on every rank.
+    Returns {"rows", "clock", "clock_error_us", "total_us", "untraced_us", "communication_share", "counts"}, the same
+    on every rank. `untraced_us` is the median without a single mark: what marking costs is the difference.
     """
     world = model.world
     for _ in range(2):
         step()  # warm: kernels compiled, memory allocated
+    untraced = _untraced_us(captured(step) if graph else step, world, repeats)
     trace = Trace()
     if graph:
         with hooks(model, trace):
@@ -84,7 +87,16 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
     by_length = sorted(range(repeats), key=lambda i: _end(runs[i][0]))
     chosen, origin = runs[gather_objects(by_length[repeats // 2], world)[0]]  # rank 0 picks
     del trace  # its events, before the process group goes
-    return merge(gather_objects({"spans": chosen, "origin_us": origin, "host": _host()}, world))
+    merged = merge(gather_objects({"spans": chosen, "origin_us": origin, "host": _host()}, world))
+    return {**merged, "untraced_us": max(gather_objects(untraced, world))}
+
+
+def _untraced_us(step, world, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        barrier(world)
+        times.append(stopwatch(step, world.device))
+    return median(times)
 
 
 def captured(step):
