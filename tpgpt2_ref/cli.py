@@ -17,8 +17,6 @@ from .parallel.launch import check_size, gpu_count, launch
 from .parallel.torchrun import torchrun_env
 
 COMMANDS = ("generate", "logits", "doctor", "select", "trace", "bench", "cost")
-from pathlib import Path  # noqa
-COMMANDS = tuple(c for c in COMMANDS if (Path(__file__).parent / "commands" / f"{c}.py").exists())  # until all have landed
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,7 +46,8 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt"]
+    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json",
+                "tokenizer.json", "vocab.json", "merges.txt"]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, etag_timeout=5))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:

@@ -115,7 +115,7 @@ def advice(torch, gpus: int) -> list[str]:
     if gpus == 0:
         driver = gpu_count() > 0
         said.append("No GPU is usable: " + (
-            f"the driver shows {gpu_count()}, but torch {torch.__version__} is a CPU build: install a CUDA build of torch"
+            f"the driver shows {gpu_count()}, but torch {torch.__version__} can't use it: install a CUDA build of torch"
             if driver else "no NVIDIA driver or no GPU here. Everything but the kernels runs on CPU with gloo"))
     elif gpus == 1:
         said.append("One GPU: TP=1 on it, TP=2 on CPU with --device cpu. TPGPT2_SHARE_GPU=1 lets two ranks share it, "

@@ -9,8 +9,15 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .generate import (add_model_arguments, add_prompt_arguments, check_names, check_prompt_arguments,  # noqa: F401
-                       dtype, prompts, ranks)
+from .generate import (  # noqa: F401
+    add_model_arguments,
+    add_prompt_arguments,
+    check_names,
+    check_prompt_arguments,
+    dtype,
+    prompts,
+    ranks,
+)
 
 HELP = "write the logits of a prompt to a .npy file"
 
@@ -50,4 +57,5 @@ def run(args, world) -> dict:
 
 
 def show(result: dict) -> str:
-    return f"{result['out']}: float32 {tuple(result['shape'])}, {result['model']} at TP={result['tp']}, {result['plan']}"
+    return (f"{result['out']}: float32 {tuple(result['shape'])}, {result['model']} at TP={result['tp']}, "
+            f"{result['plan']}")

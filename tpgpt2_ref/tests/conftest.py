@@ -37,14 +37,15 @@ def checkpoint(tmp_path_factory):
     """checkpoint(n_layer=..., ...) -> (folder that Hugging Face saved, its model in eval mode). Cached by shape."""
     made = {}
 
-    def make(seed: int = 0, **shape):
-        key = (seed, *sorted(shape.items()))
+    def make(device: str = "cpu", **shape):
+        key = (device, *sorted(shape.items()))
         if key not in made:
             import torch
             from transformers import GPT2Config, GPT2LMHeadModel
 
-            torch.manual_seed(seed)
-            model = GPT2LMHeadModel(GPT2Config(attn_implementation="eager", **shape)).eval()
+            torch.manual_seed(0)
+            with torch.device(device):
+                model = GPT2LMHeadModel(GPT2Config(attn_implementation="eager", **shape)).eval()
             with torch.no_grad():  # biases start at zero and norms at one: move them, or a lost bias goes unseen
                 for p in model.parameters():
                     p.add_(torch.randn_like(p), alpha=0.02)

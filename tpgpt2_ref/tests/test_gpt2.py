@@ -30,7 +30,7 @@ def greedy_of_hugging_face(model, prompts, n):
         for prompt in prompts:
             ids = list(prompt)
             while len(ids) < len(prompt) + n and (len(ids) == len(prompt) or ids[-1] != model.config.eos_token_id):
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+                ids.append(int(model(torch.tensor([ids], device=model.device)).logits[0, -1].argmax()))
             out.append(ids[len(prompt):])
     return out
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpgpt2_ref.parallel.collectives import (all_gather, all_reduce, broadcast, reduce_scatter,
-                                             split_tensor_along_last_dim)
+from tpgpt2_ref.parallel.collectives import (
+    all_gather,
+    all_reduce,
+    broadcast,
+    reduce_scatter,
+    split_tensor_along_last_dim,
+)
 from tpgpt2_ref.parallel.embedding import ParallelLMHead, VocabParallelEmbedding
 from tpgpt2_ref.parallel.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from tpgpt2_ref.parallel.world import World
