@@ -113,19 +113,20 @@ def paged_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: torc
     """q (T, heads, d); k, v the cache (blocks, page, heads, d), or with page 0 the new tokens (T, heads, d)."""
     heads, d = q.shape[1:]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    wide = d > 128 or q.dtype.itemsize == 4  # rows of more than 256 bytes: smaller tiles
-    block_m = 16 if max_query_len <= 16 else 64 if max_query_len <= 64 or wide else 128
+    block_m = 64 if max_query_len > 16 else 16
+    wide = d > 128 or q.dtype.itemsize == 4  # rows of more than 256 bytes: smaller tiles, to fit in shared memory
     prefill_kernel[triton.cdiv(max_query_len, block_m), heads, len(lens)](
         q, k, v, out, start, lens, table, scale * math.log2(math.e), q.stride(0), k.stride(-3), out.stride(0),
         table.stride(0), PAGE=page, D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m, BLOCK_N=32 if wide else 64,
-        num_warps=8 if block_m == 128 else 4, num_stages=2)
+        num_warps=4, num_stages=2 if wide else 3)
     return out
 
 
-def decode_splits(pairs: int, max_seq_len: int, multiprocessors: int) -> int:
-    """Programs a query: enough to fill the GPU, but no fewer than 64 keys each. A power of two."""
-    wanted = min(triton.cdiv(6 * multiprocessors, pairs), triton.cdiv(max_seq_len, 64))
-    return min(triton.next_power_of_2(wanted), 64)
+def decode_splits(pairs: int, max_seq_len: int, d: int, multiprocessors: int) -> int:
+    """Programs a query, a power of two: 12 for each multiprocessor, but no fewer than 64 keys each, and no more parts
+    than one warp's registers hold when it merges them."""
+    wanted = min(12 * multiprocessors // pairs, triton.cdiv(max_seq_len, 64), 4096 // triton.next_power_of_2(d), 64)
+    return 1 << max(wanted, 1).bit_length() - 1
 
 
 def decode_scratch(batch: int, heads: int, d: int, splits: int, device: torch.device):
@@ -135,14 +136,13 @@ def decode_scratch(batch: int, heads: int, d: int, splits: int, device: torch.de
 
 
 def paged_decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lens: torch.Tensor, table: torch.Tensor,
-                 scale: float, parts: torch.Tensor, arrived: torch.Tensor, block_n: int = 64,
-                 num_warps: int = 4) -> torch.Tensor:
+                 scale: float, parts: torch.Tensor, arrived: torch.Tensor) -> torch.Tensor:
     """q (B, heads, d), one query a sequence; k, v the cache (blocks, page, heads, d) -> (B, heads, d)."""
     batch, heads, d = q.shape
-    splits = parts.shape[2]
+    splits, block_d = parts.shape[2], triton.next_power_of_2(d)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    decode_kernel[heads, splits, batch](
+    decode_kernel[heads, splits, batch](  # one warp a program: no barrier but the one before the merge
         q, k, v, out, parts, arrived, lens, table, scale * math.log2(math.e), q.stride(0), k.stride(-3), out.stride(0),
-        table.stride(0), PAGE=k.shape[1], D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_N=block_n, SPLITS=splits,
-        num_warps=num_warps)
+        table.stride(0), PAGE=k.shape[1], D=d, BLOCK_D=block_d, BLOCK_N=max(16, 8192 // block_d // q.dtype.itemsize),
+        SPLITS=splits, num_warps=1)
     return out

@@ -35,7 +35,7 @@ def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) ->
     for label, name in zip(times.get_yticklabels(), names, strict=True):
         label.set_color(GREY if name in missing else "black")
     times.margins(x=0.25)
-    errors.set(xscale="log", xlim=(1e-8, 1e-1), xlabel="largest difference from fp64", ylim=times.get_ylim())
+    errors.set(xscale="log", xlim=(1e-8, 1e-1), xlabel="error against fp64", ylim=times.get_ylim())
     errors.set_yticks(range(len(names)), [""] * len(names))
     if rows:
         times.legend(loc="upper right")

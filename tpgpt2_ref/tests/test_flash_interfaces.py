@@ -67,6 +67,18 @@ def fa2_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 
     return attend(q, k, v, cu_seqlens_q, start_k, lens, block_table, softmax_scale, causal)
 
 
+def fa2_with_kvcache(q, k_cache, v_cache, k=None, v=None, *, cache_seqlens, block_table=None, softmax_scale=None,
+                     causal=False):
+    assert q.shape[1] == 1
+    if block_table is None:  # (B, rows, heads, d): as pages of one sequence each
+        block_table = torch.arange(len(q), dtype=torch.int32)[:, None]
+    start = torch.arange(len(q) + 1)
+    return attend(q[:, 0], k_cache, v_cache, start, None, cache_seqlens, block_table, softmax_scale, causal)[:, None]
+
+
+FA2 = {"flash_attn": {"flash_attn_varlen_func": fa2_varlen, "flash_attn_with_kvcache": fa2_with_kvcache}}
+
+
 @pytest.mark.parametrize("name, block_size, modules", [
     ("FLASH_ATTN_3", 16, {"flash_attn_interface": {
         "flash_attn_varlen_func": fa3_varlen, "flash_attn_with_kvcache": fa3_with_kvcache,
@@ -74,8 +86,7 @@ def fa2_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, 
     ("FLASH_ATTN_4", 16, {"flash_attn": {}, "flash_attn.cute": {"flash_attn_varlen_func": fa4_varlen}}),
     ("FLASH_ATTN_2", 16, {"vllm": {}, "vllm.vllm_flash_attn": {"flash_attn_varlen_func": vllm_varlen},
                           "vllm.vllm_flash_attn._vllm_fa2_C": {}}),
-    ("FLASH_ATTN_2", 16, {"flash_attn": {"flash_attn_varlen_func": fa2_varlen}}),
-    ("FLASH_ATTN_2", 256, {"flash_attn": {"flash_attn_varlen_func": fa2_varlen}}),
+    ("FLASH_ATTN_2", 16, FA2), ("FLASH_ATTN_2", 256, FA2),
 ], ids=["3", "4", "2 of vLLM", "2 gathering", "2 paged"])
 def test_calls_follow_the_documented_interface(name, block_size, modules, monkeypatch):
     for module, functions in modules.items():

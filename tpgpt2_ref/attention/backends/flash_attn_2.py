@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .base import AttentionBackend, import_package
-from .gather import gather, pack
+from .gather import gather, pack, whole_pages
 
 
 class FlashAttention2(AttentionBackend):
@@ -21,6 +21,7 @@ class FlashAttention2(AttentionBackend):
         self.varlen = {"vllm.vllm_flash_attn": self._vllm, "flash_attn": self._flash_attn,
                        "torch.nn.attention.varlen": self._torch}[name]
         self.gathers = name.startswith("torch") or name == "flash_attn" and self.block_size % 256 != 0
+        self.with_kvcache = self.package.flash_attn_with_kvcache if name == "flash_attn" else None  # it splits the keys
 
     @classmethod
     def load(cls):
@@ -28,16 +29,27 @@ class FlashAttention2(AttentionBackend):
         return import_package("vllm.vllm_flash_attn") if package.__name__.endswith("_vllm_fa2_C") else package
 
     def build(self, meta):
-        return pack(meta) if self.gathers and not meta.no_context else None
+        """Where to gather from; nothing for a first prefill, for pages read in place, and for pages taken whole."""
+        return None if meta.no_context or not self.gathers or self._splits(meta) else pack(meta)
 
     def forward(self, q, k, v, kv_cache, meta):
         start, n = meta.query_start_loc, meta.max_query_len
         if meta.no_context:
             return self.varlen(q, k, v, start, start, n, n)
+        if self._splits(meta):
+            return self._decode(q, kv_cache, meta)
         if not self.gathers:
             return self.varlen(q, kv_cache[0], kv_cache[1], start, None, n, meta.max_seq_len, meta)
         keys, values = gather(kv_cache, meta.kernel)
         return self.varlen(q, keys, values, start, meta.kernel.start, n, meta.max_seq_len)
+
+    def _splits(self, meta) -> bool:
+        return meta.is_decode and self.with_kvcache is not None
+
+    def _decode(self, q, kv_cache, meta):
+        (keys, values), table = (whole_pages(kv_cache, meta), None) if self.gathers else (kv_cache, meta.block_table)
+        return self.with_kvcache(q[:, None], keys, values, cache_seqlens=meta.seq_lens, block_table=table,
+                                 softmax_scale=self.scale, causal=True)[:, 0]
 
     def _vllm(self, q, k, v, start_q, start_k, max_q, max_k, paged=None):
         lens, table = (paged.seq_lens, paged.block_table) if paged else (None, None)

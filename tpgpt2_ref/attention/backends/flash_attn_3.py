@@ -40,8 +40,9 @@ class FlashAttention3(AttentionBackend):
             return self.fa3.flash_attn_varlen_func(q, k, v, max_seqlen_q=n, cu_seqlens_q=start, max_seqlen_k=n,
                                                    cu_seqlens_k=start, softmax_scale=self.scale, causal=True, **more)
         paged = self._paged_vllm if self.vllm else self._paged
-        out = paged(q.to(self.kernel_dtype), kv_cache[0], kv_cache[1], meta)
-        return out.to(self.dtype)  # from an fp8 cache it comes as bfloat16
+        if self.fp8:  # what comes out is bfloat16
+            return paged(q.to(self.kernel_dtype), *kv_cache.unbind(0), meta).to(self.dtype)
+        return paged(q, *kv_cache.unbind(0), meta)
 
     def reads_new_tokens(self, meta) -> bool:
         return meta.no_context and not self.fp8

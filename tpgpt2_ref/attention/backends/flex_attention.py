@@ -25,8 +25,8 @@ class FlexAttention(AttentionBackend):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # fullgraph: an error, never a fall back to the uncompiled form, in which a list of blocks means nothing
-        self.prefill = torch.compile(flex_attention, fullgraph=True, dynamic=True)
-        self.decode = torch.compile(flex_attention, fullgraph=True, dynamic=False)  # split-KV needs a fixed batch size
+        self.prefill = torch.compile(flex_attention, fullgraph=True)
+        self.decode = torch.compile(flex_attention, fullgraph=True, dynamic=True)  # one kernel for every batch size
 
     def build(self, meta):
         """(block mask, pages to gather or None). In decode the mask still lacks its lengths: the cache's size."""
@@ -39,9 +39,8 @@ class FlexAttention(AttentionBackend):
         mask, packed = meta.kernel
         if reads_pages(meta):
             k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in kv_cache)  # (1, heads, slots, d)
-            with torch._dynamo.config.patch(recompile_limit=64):  # one compilation a batch size
-                return self.decode(q[:, :, None], k, v, block_mask=mask(seq_lengths=(1, k.shape[2])), scale=self.scale,
-                                   kernel_options={"BLOCK_N": self.block_size})[:, :, 0]
+            return self.decode(q[:, :, None], k, v, block_mask=mask(seq_lengths=(1, k.shape[2])), scale=self.scale,
+                               kernel_options={"FORCE_USE_FLEX_ATTENTION": True})[:, :, 0]
         if packed is not None:
             k, v = gather(kv_cache, packed)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
@@ -58,14 +57,16 @@ def reads_pages(meta) -> bool:
 def pages_mask(meta) -> Callable[..., BlockMask]:
     """One query a sequence over the whole cache: its full pages unmasked, its last page up to its length."""
     page, last = meta.block_size, (meta.seq_lens - 1) // meta.block_size  # (B,) which page is the last
-    table = meta.block_table  # (B, pages), its whole width: a narrower one would be another shape to compile
+    table = meta.block_table.contiguous()  # (B, pages)
+    from_last = (last[:, None] + torch.arange(table.shape[1], device=table.device)).clamp(max=table.shape[1] - 1)
     offset = (meta.seq_lens - 1) % page  # (B,) of the query in its last page
 
     def up_to_the_query(b, h, q, slot):
         return slot % page <= offset[b]
 
+    # both lists as wide as the table: the kernel finds its row in either with the same stride
     return partial(BlockMask.from_kv_blocks, torch.ones_like(last)[:, None, None],
-                   table.gather(1, last[:, None].long())[:, None, None], last[:, None, None], table[:, None, None],
+                   table.gather(1, from_last)[:, None, None], last[:, None, None], table[:, None, None],
                    BLOCK_SIZE=(BLOCK, page), mask_mod=up_to_the_query, compute_q_blocks=False)
 
 

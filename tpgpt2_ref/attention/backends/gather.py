@@ -34,3 +34,10 @@ def pack(meta: AttentionMetadata) -> Packed:
 def gather(kv_cache: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """(2, num_blocks, block_size, heads, head_size) -> keys, values: (n, heads, head_size) each."""
     return kv_cache.flatten(1, 2).index_select(1, packed.slots).unbind(0)
+
+
+def whole_pages(kv_cache: torch.Tensor, meta: AttentionMetadata) -> torch.Tensor:
+    """(2, num_blocks, block_size, heads, head_size) -> (2, B, pages * block_size, heads, head_size): every sequence
+    its own rows, as many as the longest needs. Faster than `gather`, for kernels that are told the lengths."""
+    table = meta.block_table[:, : -(-meta.max_seq_len // meta.block_size)]
+    return kv_cache[:, table].flatten(2, 3)

@@ -24,7 +24,8 @@ class TritonAttention(AttentionBackend):
             return None
         device = meta.seq_lens.device
         sms = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-        splits = self.kernel.decode_splits(meta.num_seqs * self.num_heads, meta.max_seq_len, sms)
+        splits = self.kernel.decode_splits(meta.num_seqs * self.num_heads, meta.max_seq_len, self.head_size,
+                                           sms)
         return self.kernel.decode_scratch(meta.num_seqs, self.num_heads, self.head_size, splits, device)
 
     def forward(self, q, k, v, kv_cache, meta):

@@ -41,11 +41,11 @@ class XFormers(AttentionBackend):
         """(mask, pages to gather or None)."""
         if meta.is_decode and self.reads_pages:
             return self._paged_mask(meta), None
-        packed = None if meta.no_context else pack(meta)
-        lengths = meta.query_start_loc.diff().tolist()
-        mask = self.bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(
-            lengths, lengths if packed is None else meta.seq_lens.tolist(), device=meta.seq_lens.device)
-        return mask, packed
+        lengths, device = meta.query_start_loc.diff().tolist(), meta.seq_lens.device
+        if meta.no_context:
+            return self.bias.BlockDiagonalCausalMask.from_seqlens(lengths, device=device), None
+        return self.bias.BlockDiagonalCausalFromBottomRightMask.from_seqlens(
+            lengths, meta.seq_lens.tolist(), device=device), pack(meta)
 
     def forward(self, q, k, v, kv_cache, meta):
         mask, packed = meta.kernel
