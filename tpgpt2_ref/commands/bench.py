@@ -10,8 +10,6 @@ from importlib import import_module
 
 HELP = "measure attention, collectives, decode or prefill on this machine"
 BENCHES = ("attention", "collectives", "decode", "prefill")
-from pathlib import Path  # noqa
-BENCHES = tuple(b for b in BENCHES if (Path(__file__).parents[1] / "measure" / f"bench_{b}.py").exists())  # until all have landed
 
 
 def add_arguments(parser):

@@ -7,9 +7,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import UserError
-from ..weights import find_checkpoint
-from .generate import (  # noqa: F401
+from ..arguments import (
     add_model_arguments,
     add_prompt_arguments,
     check_names,
@@ -18,7 +16,10 @@ from .generate import (  # noqa: F401
     prompts,
     ranks,
 )
+from ..errors import UserError
+from ..weights import find_checkpoint
 
+__all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "write the logits of a prompt to a .npy file"
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..arguments import add_model_arguments, check_names, dtype, ranks
 from ..errors import UserError
 from ..measure.results import machine_card
 from ..weights import find_checkpoint
-from .generate import add_model_arguments, check_names, dtype, ranks  # noqa: F401
 
 HELP = "record a forward: stages, collectives, waiting and transfer on every rank"
 

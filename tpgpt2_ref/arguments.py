@@ -1,0 +1,77 @@
+"""What several commands share: which model, how it is split, where it runs, and the prompts. Imports no torch."""
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from io import StringIO
+
+from .config import DTYPES, PLANS
+from .errors import UserError
+from .request import check_prompts
+from .tokenizer import load_tokenizer
+
+
+def add_model_arguments(parser):
+    """--model, --tp, --plan, --dtype, --device, --backend and --sum."""
+    parser.add_argument("--model", default="tiny", help="a hub name (gpt2), a folder with config.json and "
+                        "safetensors, tiny (on board), or random:gpt2 (random weights in the real shapes)")
+    parser.add_argument("--tp", type=int, default=None, metavar="N", help="ranks to split the model over "
+                        "(default: 1, or torchrun's)")
+    parser.add_argument("--plan", choices=PLANS, default="shipped", help="shipped: heads stay on their rank; "
+                        "as-drawn: q, k, v gathered, the output split again. Same logits")
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="default: float32 on CPU, bfloat16 on GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is a GPU")
+    parser.add_argument("--backend", default=None, metavar="NAME", help="force an attention backend "
+                        "(default: the selector's choice, see the command select)")
+    parser.add_argument("--sum", default="auto", metavar="NAME", help="force a way to all-reduce, such as nccl")
+
+
+def add_prompt_arguments(parser, repeatable: bool):
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt as text")
+    prompt.add_argument("--prompt-ids", metavar="1,2,3", action="append" if repeatable else "store",
+                        help="the prompt as token ids" + (" (repeat it for a batch)" if repeatable else ""))
+
+
+def ranks(args) -> int:
+    return 1 if args.tp is None else args.tp
+
+
+def check_names(args, config):
+    """Refuse an unknown or unfit attention backend, or way to sum, before any rank starts."""
+    if args.sum != "auto":
+        from .parallel.all_reduce import WAYS
+
+        if args.sum not in (known := ("auto", "nccl", "gloo", *WAYS)):
+            raise UserError(f"unknown way to sum {args.sum!r}; known: {', '.join(known)}")
+    if args.backend is not None:
+        from .attention.platform import this_machine
+        from .attention.selector import get_attn_backend
+
+        get_attn_backend(config.n_head, config.head_size, dtype(args), force=args.backend,
+                         platform=this_machine(args.device))
+
+
+def dtype(args) -> str:
+    return args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+
+
+def prompts(args, config) -> tuple[list[list[int]], object]:
+    """(token ids of each prompt, tokenizer or None)."""
+    tokenizer = load_tokenizer(args.model, config.vocab_size)
+    if args.prompt_ids is not None:
+        given = [args.prompt_ids] if isinstance(args.prompt_ids, str) else args.prompt_ids
+        try:
+            return [[int(t) for t in p.split(",")] for p in given], tokenizer
+        except ValueError as e:
+            raise UserError(f"--prompt-ids takes whole numbers separated by commas, such as 1,2,3: {e}") from e
+    if args.prompt is None:
+        raise UserError("no prompt: give --prompt TEXT or --prompt-ids 1,2,3")
+    if tokenizer is None:
+        raise UserError(f"{args.model} has {config.vocab_size} tokens, too few for text: give --prompt-ids 1,2,3")
+    return [tokenizer.encode(args.prompt)], tokenizer
+
+
+def check_prompt_arguments(args, config, max_new_tokens: int = 1):
+    """In the parent, quietly: what the tokenizer has to say, rank 0 says."""
+    with redirect_stderr(StringIO()):
+        check_prompts(config, prompts(args, config)[0], max_new_tokens)
