@@ -10,18 +10,19 @@ import time
 
 import torch
 
+from ..config import CacheConfig
 from ..errors import RankError
-from ..kernels import Kernels
 from ..kernels.state import DecodeState
 from ..request import SamplingParams
 from .cuda_graph import CapturedStep
-from .decode_step import decode_step
+from .decode_step import decode_step, readable_step
+from .ladder import Rung, rungs
 
 LAG = 3  # steps in flight: the GPU never waits for the host
 SILENCE = 10.0  # seconds without a token after which the GPU is asked what became of it
 
 
-def cannot_graph(model, cache) -> str | None:
+def cannot_graph(model, cache: CacheConfig = CacheConfig()) -> str | None:
     """Why decode steps of this model can't be CUDA graphs of fused kernels, or None if they can."""
     world, impl = model.world, model.impl
     if world.device.type != "cuda":
@@ -45,12 +46,22 @@ def cannot_graph(model, cache) -> str | None:
     return None
 
 
-class GraphDecoder:
-    """Runs `decode_step` for sequences that have pages and a first token. Close it before the world."""
+def is_hopper(device: torch.device) -> bool:
+    """Whether the GPU knows programmatic dependent launch."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], block_size: int):
+
+class GraphDecoder:
+    """Runs decode steps for sequences that have pages and a first token. The world closes it before itself.
+
+    rung  which step; None is the fastest that this machine can run
+    """
+
+    def __init__(self, model, kv_caches: list[torch.Tensor], block_size: int, rung: Rung | None = None):
         self.model, self.kv_caches, self.block_size = model, kv_caches, block_size
-        self.kernels = Kernels.choose(pdl=torch.cuda.get_device_capability(model.world.device) >= (9, 0))
+        self.rung = rung or rungs(model.world.size, is_hopper(model.world.device))[-1]
+        self.kernels = self.rung.kernels()
+        model.world.before_close.add(self)
         self.pool = torch.cuda.graph_pool_handle()
         self.steps: dict[tuple, tuple[DecodeState, CapturedStep]] = {}
 
@@ -79,14 +90,15 @@ class GraphDecoder:
     def step_for(self, batch: int, params: SamplingParams) -> tuple[DecodeState, CapturedStep]:
         """The smallest captured step that holds the batch, or a new one."""
         filtered = params if params.temperature and (params.top_k or params.top_p < 1) else None
+        if self.rung.readable:
+            filtered = params
         fitting = [key for key in self.steps if key[0] >= batch and key[1] == filtered]
         if not fitting:
             size = 1 << (batch - 1).bit_length()
-            length = self.model.config.n_positions
-            state = DecodeState.empty(size, -(-length // self.block_size), length, self.model.world.device,
-                                      self.block_size)
-            step = CapturedStep(lambda: decode_step(self.model, self.kv_caches, state, self.kernels, filtered),
-                                self.pool)
+            state = DecodeState.empty(size, self.model.impl.num_heads, self.model.config.n_positions,
+                                      self.model.world.device, self.block_size)
+            run = readable_step if self.rung.readable else decode_step
+            step = CapturedStep(lambda: run(self.model, self.kv_caches, state, self.kernels, filtered), self.pool)
             fitting = [(size, filtered)]
             self.steps[fitting[0]] = state, step
         return self.steps[min(fitting, key=lambda key: key[0])]

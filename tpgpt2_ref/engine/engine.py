@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
 from .decoder import GraphDecoder, cannot_graph
+from .ladder import Rung
 from .sampling import sample
 
 
@@ -41,15 +42,16 @@ class Engine:
 
     model   a `GPT2Model` with weights
     cache   pages and dtype; `num_blocks` None makes room for the whole batch
-    graphs  False: decode with gpt2.py even where CUDA graphs can run
+    rung    which step of `ladder.py` decodes; None is the fastest that can run here
     After `generate`, `first_forward` holds {op: count} of the first forward's collectives, and `seconds`
     the time of prefill and of each decode step.
     """
 
-    def __init__(self, model, cache: CacheConfig = CacheConfig(), max_batch: int = 256, graphs: bool = True):
+    def __init__(self, model, cache: CacheConfig = CacheConfig(), max_batch: int = 256, rung: Rung | None = None):
         self.model, self.cache, self.max_batch = model, cache, max_batch
         self.world, self.config = model.world, model.config
-        self.why_eager = cannot_graph(model, cache) if graphs else "graphs were not wanted"
+        self.why_eager = cannot_graph(model, cache) if rung is None or rung.graph else "it was asked for"
+        self.rung = rung
         self.kv_caches: list[torch.Tensor] = []
         self.decoder: GraphDecoder | None = None
         self.first_forward: dict[str, int] = {}
@@ -104,27 +106,48 @@ class Engine:
             fresh.append(waiting.popleft())
         return fresh
 
+    def prefill_call(self, prompts: list[list[int]]):
+        """A prefill of these prompts as a call without arguments, for whoever times it: -> best next ids (B,)."""
+        sequences = [Sequence(i, p, 1) for i, p in enumerate(prompts)]
+        self._admit(deque(sequences), [], self._cache_for(sequences))
+        return torch.inference_mode()(lambda: self._prefill_logits(sequences).argmax(-1))
+
     def _prefill(self, sequences, params):
-        lengths = [len(s.prompt) for s in sequences]
-        meta, positions = prefill_metadata(lengths, self._block_table(sequences), self.cache.block_size)
-        ids = torch.tensor([t for s in sequences for t in s.prompt], device=self.world.device)
         trace, self.world.trace = self.world.trace, self.world.trace or Trace()
-        hidden = self.model(ids, positions, self.kv_caches, meta)
-        logits = self.model.logits(hidden[meta.query_start_loc[1:].long() - 1])  # last position of each prompt
+        logits = self._prefill_logits(sequences)
         self.first_forward = self.first_forward or self.world.trace.counts()
         self.world.trace = trace
         self._append(sequences, logits, params)
 
+    def _prefill_logits(self, sequences) -> torch.Tensor:
+        """Logits of each prompt's last position, (B, V). What the host must know is counted on the host, and sent."""
+        def send(x):
+            return x.pin_memory().to(self.world.device, non_blocking=True) if self.world.device.type == "cuda" else x
+
+        lengths = [len(s.prompt) for s in sequences]
+        meta, positions = prefill_metadata(lengths, self._block_table(sequences), self.cache.block_size)
+        meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions, ids = map(send, (
+            meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions,
+            torch.tensor([t for s in sequences for t in s.prompt])))
+        last = meta.query_start_loc[1:].long() - 1  # last position of each prompt
+        if self.why_eager is None:
+            from .prefill_step import prefill_step
+
+            return prefill_step(self.model, ids, positions, self.kv_caches, meta, last)
+        return self.model.logits(self.model(ids, positions, self.kv_caches, meta)[last])
+
     def _decode(self, sequences, params) -> list[float]:
         """One step, or on CUDA graphs all steps until a sequence ends; seconds of each."""
         if self.why_eager is None and self.world.trace is None:
-            self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.cache.block_size)
+            self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.cache.block_size,
+                                                        self.rung)
             return self.decoder.run(sequences, params)
         start, device = time.perf_counter(), self.world.device
         ids = torch.tensor([s.new[-1] for s in sequences], device=device)
         lengths = [len(s.prompt) + len(s.new) for s in sequences]
         positions = torch.tensor(lengths, device=device) - 1
-        meta = decode_metadata(positions, self._block_table(sequences), max(lengths), self.cache.block_size)
+        table = self._block_table(sequences).to(device)
+        meta = decode_metadata(positions, table, max(lengths), self.cache.block_size)
         self._append(sequences, self.model.logits(self.model(ids, positions, self.kv_caches, meta)), params)
         return [time.perf_counter() - start]
 
@@ -136,11 +159,10 @@ class Engine:
 
     def _block_table(self, sequences) -> torch.Tensor:
         width = max(len(s.blocks) for s in sequences)
-        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32,
-                            device=self.world.device)
+        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32)
 
     def close(self) -> None:
-        """Drop cache and graphs, which hold collectives, before the world closes."""
+        """Give back the cache, and the graphs that hold its addresses."""
         self.decoder, self.kv_caches = None, []
 
 

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .prefill import add_norm
 from .sample import LEAST_KEY, gumbel_of, order_key, row_hash
 from .state import DecodeState
 
@@ -166,12 +167,39 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
                positions, vocabulary, first_token, sampling, THEN, PAGE)
 
 
+@triton.jit
+def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr, B: tl.constexpr,
+                ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr,
+                BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = row[:, None]
+    batch = tl.program_id(1) * B + tl.arange(0, B)[None, :]
+    depth = tl.arange(0, DEPTH)
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    from_weight = weight + tl.minimum(rows, N - 1) * K + depth[None, :]  # (ROWS, DEPTH)
+    from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
+    if PDL:
+        gdc_wait()
+    y = tl.zeros((ROWS, B), tl.float32)
+    for k in tl.range(0, K, DEPTH, num_stages=STAGES):
+        w = tl.load(from_weight + k, mask=k + depth[None, :] < K, other=0.0)
+        xs = tl.load(from_x + k, mask=k + depth[:, None] < K, other=0.0)
+        y = tl.dot(w, xs, y)
+    finish(y + b, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions, vocabulary,
+           first_token, sampling, THEN, PAGE)
+
+
 def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm, out: torch.Tensor,
            pdl: bool, residual=None, kv_cache=None, state: DecodeState | None = None, vocabulary: int = 0,
            first_token: int = 0, tile: dict | None = None) -> None:
     """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
     (batch, k), n = x.shape, weight.shape[0]
     tile = dict(tile or tile_for(then, batch, k, norm is not None))
+    if "STAGES" in tile and norm is not None:  # many rows meet many programs: normalize once
+        x, norm = add_norm(x, None, norm, pdl)[1], None
     nothing = x  # a pointer that this variant never reads
     table = nothing if state is None else state.block_table
     arguments = (x, weight, nothing if bias is None else bias, nothing if norm is None else norm.weight,
@@ -181,9 +209,11 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
                  nothing if state is None else state.positions, vocabulary, first_token,
                  nothing if state is None else state.sampling, n)
     options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then,
-                   PAGE=16 if state is None else state.block_size, PDL=pdl, launch_pdl=pdl)
+                   PAGE=16 if state is None else state.block_size, PDL=pdl, launch_pdl=pdl, num_stages=1)
     blocks = triton.cdiv(n, tile["ROWS"])
-    if "SLICES" in tile:
+    if "STAGES" in tile:
+        wide_kernel[(blocks, triton.cdiv(batch, tile["B"]))](*arguments, batch, **options, **tile)
+    elif "SLICES" in tile:
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
     else:
         gemv_kernel[(blocks,)](*arguments, B=batch, CHUNK=CHUNK, **options, **tile)
@@ -192,12 +222,13 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 def tile_for(then: str, batch: int, k: int, norm: bool) -> dict:
     """Tile sizes by measurement on one H200 (the chapter's table)."""
     if batch <= GEMV_BATCH:
-        return dict(ROWS=16 if then == "best" else 4, num_warps=4)
+        rows = {"qkv": 8, "gelu": 4, "best": 16}.get(then, 8 if k <= 2048 else 2)
+        return dict(ROWS=rows, num_warps=4)
     b = min(triton.next_power_of_2(batch), 16)
+    if then == "gelu":
+        return dict(ROWS=32, B=b, SLICES=4, DEPTH=64, num_warps=8)
     if k > 2048:
         return dict(ROWS=16, B=b, SLICES=8, DEPTH=64, num_warps=8)
-    if then == "best":
-        return dict(ROWS=32, B=b, SLICES=8, DEPTH=32, num_warps=8)
     return dict(ROWS=16, B=b, SLICES=4, DEPTH=64, num_warps=4)
 
 

@@ -72,3 +72,13 @@ def embed(state: DecodeState, wte, wpe, position: bool):
     mine = (row >= 0) & (row < wte.local)
     x = F.embedding(row.clamp(0, wte.local - 1), wte.weight).masked_fill(~mine[:, None], 0)
     return x + F.embedding(state.positions, wpe.weight) if position else x
+
+
+def add_norm(x, y, norm):
+    total = x if y is None else x + y
+    return total, norm(total)
+
+
+def write_cache(qkv, kv_cache, slot_mapping):
+    k, v = (t.unflatten(-1, kv_cache.shape[-2:]) for t in qkv.chunk(3, -1)[1:])
+    write_kv_cache(k, v, kv_cache, slot_mapping)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ class World:
     sums: tuple[AllReduce, ...] = ()
     trace: Trace | None = None
     timeout: float = 60.0  # seconds to wait for a rank that never comes
+    before_close: WeakSet = field(default_factory=WeakSet)  # what holds CUDA graphs of this group's collectives
 
     @property
     def backend(self) -> str:
@@ -85,7 +87,9 @@ class World:
         return world
 
     def close(self):
-        """Leave the group. CUDA graphs that hold collectives must be gone by now."""
+        """Leave the group. CUDA graphs that hold collectives must be gone by then: they are dropped first."""
+        for holder in list(self.before_close):
+            holder.close()
         for way in self.sums:
             way.close()
         self.sums = ()

@@ -1,0 +1,44 @@
+"""The ladder from plain torch to the fastest step: each rung is one switch more than the one before it.
+
+`bench decode` measures every rung, tests hold each to the one below, and `generate` uses the last that can run.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels import KERNELS, Kernels
+
+
+@dataclass(frozen=True)
+class Rung:
+    name: str
+    what: str  # in one line, for the table
+    graph: bool = True
+    readable: bool = False  # the step is gpt2.py itself
+    fused: tuple[str, ...] = KERNELS  # the functions of a step that are kernels of our own
+    fused_sum: bool = False
+    pdl: bool = False
+
+    def kernels(self) -> Kernels:
+        return Kernels.choose(self.fused, self.fused_sum, self.pdl)
+
+
+ENDS = ("embed", "pick")  # what puts tokens in and takes them out without the host
+LADDER = (
+    Rung("eager", "gpt2.py, one launch after the other", graph=False, readable=True),
+    Rung("graph", "gpt2.py in a CUDA graph, with its collectives and sampling", readable=True, fused=("pick",)),
+    Rung("+qkv", "LayerNorm, c_attn and the cache write in one kernel; the rest in plain torch", fused=(*ENDS, "qkv")),
+    Rung("+attention", "our decode attention", fused=(*ENDS, "qkv", "attention")),
+    Rung("+residual", "c_proj, bias and residual in one kernel", fused=(*ENDS, "qkv", "attention", "add", "partial")),
+    Rung("+gelu", "LayerNorm, c_fc and GELU in one kernel",
+         fused=(*ENDS, "qkv", "attention", "add", "partial", "gelu")),
+    Rung("+head", "LayerNorm, logits and the best token in one kernel"),
+    Rung("+sum", "all-reduce, bias, residual and LayerNorm in one kernel", fused_sum=True),
+    Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
+         fused_sum=True, pdl=True),
+)
+
+
+def rungs(world_size: int, hopper: bool) -> tuple[Rung, ...]:
+    """The rungs that differ on this machine: one rank sums nothing, and PDL needs Hopper (capability 9.0)."""
+    return tuple(r for r in LADDER if (world_size > 1 or r.name != "+sum") and (hopper or not r.pdl))
