@@ -163,19 +163,20 @@ def test_way_on_four_gpus(name):
     check_way(name, 4)
 
 
-def nvlink_bytes_out(world) -> int:
-    """What this rank's GPU has sent over all of its NVLinks since the driver came up, payload alone."""
+def nvlink_bytes_out(world) -> int | None:
+    """Payload that this rank's GPU has sent over all of its NVLinks so far; None where the driver does not count."""
     import pynvml as n
 
     n.nvmlInit()
     gpu = n.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(world.device).uuid}".encode())
     value = n.nvmlDeviceGetFieldValues(gpu, [(n.NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX, 0xFFFFFFFF)])[0]
-    assert value.nvmlReturn == n.NVML_SUCCESS, f"this driver counts no NVLink bytes ({value.nvmlReturn})"
-    return value.value.ullVal * 1024
+    return value.value.ullVal * 1024 if value.nvmlReturn == n.NVML_SUCCESS else None
 
 
-def rank_counts_bytes(world, name: str) -> float:
+def rank_counts_bytes(world, name: str) -> float | None:
     """Bytes that crossed, over those that `bytes_out` says, in 200 calls of 1 MiB."""
+    if nvlink_bytes_out(world) is None:
+        return None
     way = ways_to_sum(world, name)[0]
     x = torch.zeros(1 << 19, dtype=torch.bfloat16, device=world.device)
     way(x)
@@ -195,4 +196,6 @@ def rank_counts_bytes(world, name: str) -> float:
 @pytest.mark.parametrize("name", WAYS)
 def test_bytes_that_cross_are_as_many_as_said(name):
     for ratio in on_ranks(2, rank_counts_bytes, name, device="cuda", timeout=240):
+        if ratio is None:
+            pytest.skip("this machine's driver does not count NVLink bytes")
         assert 0.95 < ratio < 1.3, f"{name}: {ratio:.2f} times the payload crossed"

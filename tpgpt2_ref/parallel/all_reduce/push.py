@@ -126,14 +126,14 @@ class Mailbox:
         self.parity = torch.zeros(rows, dtype=torch.int32, device=buffer.device)  # the slot that is next
         self.failed = torch.zeros(1, dtype=torch.int32, device=buffer.device)
         self.alarm = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-        self.processors = torch.cuda.get_device_properties(buffer.device).multi_processor_count
+        self.multiprocessors = torch.cuda.get_device_properties(buffer.device).multi_processor_count
 
     def sum(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
         """The sum of x over the ranks, written into x."""
         from .push_kernels import push_all_reduce
 
         rows, block = self._cut(x)
-        push_all_reduce[self._grid(rows)](x, x, x.nbytes // 16, rows, **self._common(block, pdl))
+        push_all_reduce[self._grid(rows, block)](x, x, x.nbytes // 16, rows, **self._rest(block, pdl))
         return x
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
@@ -142,32 +142,41 @@ class Mailbox:
 
         rows, block = self._cut(x)
         out = x.new_empty(self.size, *x.shape)
-        push_all_gather[self._grid(rows)](x, out, x.nbytes // 16, rows, **self._common(block, pdl))
+        push_all_gather[self._grid(rows, block)](x, out, x.nbytes // 16, rows, **self._rest(block, pdl))
         return out
 
     def sum_add_norm(self, x, bias, residual, weight, bias_ln, eps, pdl=False) -> tuple[torch.Tensor, torch.Tensor]:
-        """`add_norm` of the sum of x (T, D) over the ranks."""
+        """`add_norm` of the sum of x (T, D) over the ranks; a row is a token."""
         from .push_kernels import push_add_norm
 
         rows, width = x.shape
         normed, new_residual = torch.empty_like(x), torch.empty_like(x)
         block = 1 << (width * x.element_size() // 16 - 1).bit_length()  # the power of two that holds a token
-        push_add_norm[self._grid(rows)](x, bias, residual, weight, bias_ln, normed, new_residual, eps, rows,
-                                        D=width, **self._common(block, pdl))
+        push_add_norm[self._grid(rows, block)](x, bias, residual, weight, bias_ln, normed, new_residual, eps, rows,
+                                               D=width, **self._rest(block, pdl))
         return normed, new_residual
 
     @staticmethod
     def _cut(x: torch.Tensor) -> tuple[int, int]:
-        """(rows, vectors a row) for a flat tensor."""
+        """(rows, 16-byte vectors a row) of a flat tensor."""
         row_bytes = SMALL_ROW_BYTES if x.nbytes <= SMALL_ROW_BYTES * SMALL_ROWS else ROW_BYTES
         return -(-x.nbytes // row_bytes), row_bytes // 16
 
-    def _grid(self, rows: int) -> tuple[int]:
-        """Programs wait for their peers' programs, so all of a launch must run at once: two a processor can."""
-        return (min(rows, 2 * self.processors),)
+    def _grid(self, rows: int, block: int) -> tuple[int]:
+        """A program for each row, but no more than run at once (they wait for their peers'); those loop.
 
-    def _common(self, block: int, pdl: bool) -> dict:
+        A multiprocessor has 65,536 registers; a thread takes up to 64 of them at four ranks, up to 128 at eight.
+        """
+        threads = self.multiprocessors * (1024 if self.size <= 4 else 512)
+        return (min(rows, threads // (32 * self._warps(block))),)
+
+    @staticmethod
+    def _warps(block: int) -> int:
+        return max(1, min(16, block // 32))  # a thread for each vector
+
+    def _rest(self, block: int, pdl: bool) -> dict:
+        """The arguments that all kernels take, and how to launch them."""
         return dict(peers=self.peers, parity=self.parity, failed=self.failed, alarm=self.alarm,
                     timeout=int(self.timeout * 1e9), RANK=self.rank, SIZE=self.size, ROWS=self.rows,
-                    ROW_BYTES=ROW_BYTES, BLOCK=block, PDL=pdl, num_warps=max(1, min(16, block // 32)),
+                    ROW_BYTES=ROW_BYTES, BLOCK=block, PDL=pdl, num_warps=self._warps(block),
                     **({"launch_pdl": True} if pdl else {}))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language import core
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait, globaltimer
 
 
@@ -23,8 +24,9 @@ def load(address, valid):
 
 
 @triton.jit
-def push(address, valid, a, b, c, d):
+def push(address, valid, words):
     """Write four words into a mailbox. EMPTY, 0xffffffff, becomes 0xfffffffe: one NaN for another."""
+    a, b, c, d = words
     tl.inline_asm_elementwise("""{
         .reg .pred p;
         .reg .b32 a, b, c, d;
@@ -36,94 +38,93 @@ def push(address, valid, a, b, c, d):
         }""", "=r,l,r,r,r,r,r", [address, valid, a, b, c, d], dtype=tl.int32, is_pure=False, pack=1)
 
 
-@triton.jit
-def take(address, valid, deadline, failed, alarm, sender: tl.constexpr):
-    """Wait until none of the four words is EMPTY, read them and empty the place again.
+@core.extern
+def take(address, valid, own, deadline, failed, alarm, rank, size, stride, _semantic=None):
+    """Wait until no peer's word is EMPTY, read them all and empty the places again: -> four words of each rank.
 
-    Past the deadline: set `failed` (on the GPU) and `alarm` (on the host) to 1 + sender and give up.
+    address is where rank 0's vectors lie, rank r's lie r * stride bytes further. The peers' loads are under way
+    together. Past the deadline: set `failed` (on the GPU) and `alarm` (on the host) to 1 + a missing peer; give up.
     """
-    return tl.inline_asm_elementwise("""{
-        .reg .pred absent, full, early;
-        .reg .b32 m, n;
-        .reg .u64 now;
-        mov.b32 $0, 0;  mov.b32 $1, 0;  mov.b32 $2, 0;  mov.b32 $3, 0;
-        setp.eq.b32 absent, $5, 0;
-        @absent bra done;
-    again:
-        ld.relaxed.sys.global.v4.b32 {$0, $1, $2, $3}, [$4];
-        max.u32 m, $0, $1;
-        max.u32 n, $2, $3;
-        max.u32 m, m, n;
-        setp.ne.u32 full, m, 0xffffffff;
-        @full bra empty;
-        mov.u64 now, %globaltimer;
-        setp.lt.u64 early, now, $6;
-        @early bra again;
-        st.relaxed.sys.global.b32 [$7], $9;
-        st.relaxed.sys.global.b32 [$8], $9;
-        bra done;
-    empty:
-        mov.b32 m, 0xffffffff;
-        st.relaxed.sys.global.v4.b32 [$4], {m, m, m, m};
-    done:
-        }""", "=&r,=&r,=&r,=&r,l,r,l,l,l,r",
-        [address, valid, deadline, failed.to(tl.int64), alarm.to(tl.int64), tl.full([], sender + 1, tl.int32)],
-        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=False, pack=1)
+    peers = [r for r in range(size.value) if r != rank.value]
+    words = [f"${i}" for i in range(4 * len(peers))]
+    quads = {r: words[4 * i : 4 * i + 4] for i, r in enumerate(peers)}
+    at, ok, until, flag, bell = (f"${len(words) + i}" for i in range(5))
+    places = {r: f"[{at} + {r * stride.value}]" for r in peers}
+    lines = [
+        "{ .reg .pred absent, full, early, late;",
+        f".reg .b32 all, n, who, {', '.join(f'm{r}' for r in peers)};",
+        ".reg .u64 now;",
+        *(f"mov.b32 {word}, 0;" for word in words),
+        f"setp.eq.b32 absent, {ok}, 0;",
+        "@absent bra done;",
+        "again:",
+        *(f"ld.relaxed.sys.global.v4.b32 {{{', '.join(quads[r])}}}, {places[r]};" for r in peers),
+        "mov.b32 all, 0;",
+        *("max.u32 m{0}, {1}, {2};  max.u32 n, {3}, {4};  max.u32 m{0}, m{0}, n;  max.u32 all, all, m{0};".format(
+            r, *quads[r]) for r in peers),
+        "setp.ne.u32 full, all, 0xffffffff;",
+        "@full bra empty;",
+        "mov.u64 now, %globaltimer;",
+        f"setp.lt.u64 early, now, {until};",
+        "@early bra again;",
+        *(f"setp.eq.u32 late, m{r}, 0xffffffff;  @late mov.b32 who, {r + 1};" for r in peers),
+        f"st.relaxed.sys.global.b32 [{flag}], who;",
+        f"st.relaxed.sys.global.b32 [{bell}], who;",
+        "bra done;",
+        "empty:",
+        "mov.b32 all, 0xffffffff;",
+        *(f"st.relaxed.sys.global.v4.b32 {places[r]}, {{all, all, all, all}};" for r in peers),
+        "done: }",
+    ]
+    got = core.inline_asm_elementwise(
+        "\n".join(lines), ",".join(["=&r"] * len(words)) + ",l,r,l,l,l", [address, valid, deadline, failed, alarm],
+        dtype=[core.int32] * len(words), is_pure=False, pack=1, _semantic=_semantic)
+    theirs = iter(core.tuple(got[i : i + 4]) for i in range(0, len(got), 4))
+    return core.tuple([own if r == rank.value else next(theirs) for r in range(size.value)])
 
 
 @triton.jit
-def floats(a, b, c, d, dtype: tl.constexpr):
+def floats(words, dtype: tl.constexpr):
     """(N,) vectors of four words -> the numbers in them, in order, as fp32: (4N,) or, of 16 bits, (8N,)."""
-    words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (4 * a.shape[0],))
+    a, b, c, d = words
+    w = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (4 * a.shape[0],))
     if dtype == tl.float32:
-        return words.to(tl.float32, bitcast=True)
+        return w.to(tl.float32, bitcast=True)
     else:
-        low = (words & 0xFFFF).to(tl.int16).to(dtype, bitcast=True)
-        high = (words >> 16).to(tl.int16).to(dtype, bitcast=True)
+        low = (w & 0xFFFF).to(tl.int16).to(dtype, bitcast=True)
+        high = (w >> 16).to(tl.int16).to(dtype, bitcast=True)
         return tl.reshape(tl.join(low, high), (8 * a.shape[0],)).to(tl.float32)
 
 
 @triton.jit
-def send(x, i, valid, row, peers, parity, failed, timeout,
-         RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
-    """Push vectors i of x, which are row `row` of the mailboxes, to every peer, and turn the row's slot.
+def exchange(x, i, valid, row, peers, parity, failed, alarm, timeout,
+             RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Push vectors i of x, which are row `row` of the mailboxes, to every peer, and take theirs of that row.
 
-    -> their four words, the slot that was used, the time to stop waiting for the peers'
+    -> for each rank, four words of every vector
     """
-    a, b, c, d = load(x.to(tl.int64) + i * 16, valid)
+    own = load(x.to(tl.int64) + i * 16, valid)
     slot = tl.load(parity + row)
     patience = tl.where(tl.load(failed) == 0, timeout, 0)  # after a failure nobody waits again
+    stride: tl.constexpr = ROWS * ROW_BYTES  # from one sender's rows to the next one's
+    at = slot.to(tl.int64) * SIZE * stride + row * ROW_BYTES + tl.arange(0, i.shape[0]) * 16
     for rank in tl.static_range(SIZE):
         if rank != RANK:
-            push(place(rank, RANK, slot, row, i, peers, SIZE, ROWS, ROW_BYTES), valid, a, b, c, d)
+            push(tl.load(peers + rank) + at + RANK * stride, valid, own)
     tl.debug_barrier()  # every thread has read the slot
     tl.store(parity + row, slot ^ 1)
-    return a, b, c, d, slot, globaltimer() + patience
-
-
-@triton.jit
-def place(owner: tl.constexpr, sender: tl.constexpr, slot, row, i, peers,
-          SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
-    """Addresses, in the owner's mailbox, of a row of the sender's vectors."""
-    start = ((slot * SIZE + sender) * ROWS + row).to(tl.int64) * ROW_BYTES
-    return tl.load(peers + owner) + start + tl.arange(0, i.shape[0]) * 16
+    return take(tl.load(peers + RANK) + at, valid, own, globaltimer() + patience, failed.to(tl.int64),
+                alarm.to(tl.int64), RANK, SIZE, stride)
 
 
 @triton.jit
 def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
             RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
     """Vectors i of x summed over the ranks, rank 0's first, in fp32: one number for each of x's."""
-    a, b, c, d, slot, deadline = send(x, i, valid, row, peers, parity, failed, timeout, RANK, SIZE, ROWS, ROW_BYTES)
-    dtype: tl.constexpr = x.dtype.element_ty
-    own = floats(a, b, c, d, dtype)
-    total = tl.zeros_like(own)
-    for rank in tl.static_range(SIZE):
-        if rank == RANK:
-            total += own
-        else:
-            mine = place(RANK, rank, slot, row, i, peers, SIZE, ROWS, ROW_BYTES)
-            e, f, g, h = take(mine, valid, deadline, failed, alarm, rank)
-            total += floats(e, f, g, h, dtype)
+    words = exchange(x, i, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
+    total = floats(words[0], x.dtype.element_ty)
+    for rank in tl.static_range(1, SIZE):
+        total += floats(words[rank], x.dtype.element_ty)
     return total
 
 
@@ -155,14 +156,9 @@ def push_all_gather(x, out, vectors, rows, peers, parity, failed, alarm, timeout
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         i = row * BLOCK + tl.arange(0, BLOCK)
         valid = (i < vectors).to(tl.int32)
-        a, b, c, d, slot, deadline = send(x, i, valid, row, peers, parity, failed, timeout, RANK, SIZE, ROWS, ROW_BYTES)
-        here = out.to(tl.int64) + i * 16
-        push(here + RANK * vectors * 16, valid, a, b, c, d)
+        words = exchange(x, i, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
         for rank in tl.static_range(SIZE):
-            if rank != RANK:
-                mine = place(RANK, rank, slot, row, i, peers, SIZE, ROWS, ROW_BYTES)
-                a, b, c, d = take(mine, valid, deadline, failed, alarm, rank)
-                push(here + rank * vectors * 16, valid, a, b, c, d)
+            push(out.to(tl.int64) + (rank * vectors + i) * 16, valid, words[rank])
 
 
 @triton.jit(do_not_specialize=["rows", "timeout"])
