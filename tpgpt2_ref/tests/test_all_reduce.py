@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.all_reduce import LIMITS, WAYS, AllReduce, limit, push, ways_to_sum
 from tpgpt2_ref.parallel.all_reduce.push_model import search
+from tpgpt2_ref.parallel.all_reduce.symmetric import aligned
 from tpgpt2_ref.parallel.collectives import barrier
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.tests.conftest import on_ranks
@@ -72,6 +74,25 @@ def test_payload_formulas(name, size):
     module, cls = WAYS[name].split(":")
     out = getattr(import_module(f"tpgpt2_ref.parallel.all_reduce.{module}"), cls).bytes_out(1000, size)
     assert out == {"push": 1000 * (size - 1), "one_shot": 1000 * (size - 1), "c10d": 2000 * (size - 1) / size}[name]
+
+
+def test_push_says_which_tensors_it_takes():
+    way = object.__new__(push.PushAllReduce)
+    way.box, way.limit = SimpleNamespace(rows=4), 3 * push.ROW_BYTES
+    tensors = {n: torch.empty(n // 2, dtype=torch.bfloat16) for n in (0, 16, 24, 1536, 3 * 8192, 4 * 8192, 5 * 8192)}
+    assert [n for n, x in tensors.items() if way.can(x)] == [16, 1536, 3 * 8192, 4 * 8192]
+    assert [n for n, x in tensors.items() if way.takes(x)] == [16, 1536, 3 * 8192]
+    assert not way.can(torch.empty(16, dtype=torch.int64))
+    assert way.fuses(torch.empty(4, 4096, dtype=torch.float16)) and not way.fuses(torch.empty(4, 4096))
+    assert not way.fuses(torch.empty(5, 768)) and not way.fuses(torch.empty(1, 770, dtype=torch.float16))
+
+
+def test_tensors_that_no_vector_load_can_read_are_copied():
+    whole = torch.arange(64.0)
+    for x in (whole[1:33], whole.view(8, 8).T, whole[::2]):
+        y = aligned(x)
+        assert torch.equal(x, y) and y.is_contiguous() and y.data_ptr() % 16 == 0
+    assert aligned(whole) is whole
 
 
 def test_plain_twin_of_the_fused_kernel():
@@ -161,6 +182,32 @@ def test_way_on_two_gpus(name):
 @pytest.mark.parametrize("name", WAYS)
 def test_way_on_four_gpus(name):
     check_way(name, 4)
+
+
+def rank_skips_a_call(world) -> str:
+    """Rank 1 leaves one call out; rank 0 must notice, name it, and not hang."""
+    way = ways_to_sum(world, "push")[0]
+    x = torch.ones(TOKEN, dtype=torch.float16, device=world.device)
+    way(x)  # both, with the compilation
+    torch.cuda.synchronize()
+    way.box.timeout, heard = 1.0, "nothing"
+    barrier(world)
+    if world.rank == 0:
+        way(x)
+        torch.cuda.synchronize()
+        try:
+            way.check()
+        except RankError as e:
+            heard = str(e)
+    barrier(world)
+    way.close()
+    return heard
+
+
+@pytest.mark.gpu
+def test_a_rank_that_skips_a_call_is_named():
+    heard = on_ranks(2, rank_skips_a_call, device="cuda", env={"TPGPT2_SHARE_GPU": "1"}, timeout=120)
+    assert heard == ["rank 0: rank 1 sent nothing for 1 s; results since then are wrong", "nothing"]
 
 
 def nvlink_bytes_out(world) -> int | None:
