@@ -61,6 +61,7 @@ def test_a_chapter_carries_its_outputs(path):
     assert book.metadata.kernelspec.name == "python3"
     assert all(cell.execution_count for cell in code), "a cell was not run"
     assert not any(output.output_type == "error" for output in outputs)
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []  # a page shows no warning
     assert any(set(FIGURES) & set(output.get("data", {})) for output in outputs), "no figure or table"
     assert path.stat().st_size < 3_000_000
 
