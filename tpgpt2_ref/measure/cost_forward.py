@@ -109,7 +109,7 @@ def _explain(name, row, model):
         tokens, context = row["prompt_len"], 0
     calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize)
     try:
-        path = row["sum"] if row["tp"] > 1 else None
+        path = None if row["sum"] in ("none", "auto") else row["sum"]
         comm, _ = communication_us(model, calls, row["tp"], path, row["rung"] != "eager")
     except UserError:
         return None, 0.0
