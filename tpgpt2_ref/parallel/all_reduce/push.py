@@ -54,7 +54,7 @@ class PushAllReduce(AllReduce):
         return unreachable(world) or (None if torch.version.cuda else "it needs NVIDIA GPUs")
 
     def can(self, x: torch.Tensor) -> bool:
-        return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES and x.nbytes % 16 == 0
+        return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.check()
@@ -82,7 +82,7 @@ class PushAllReduce(AllReduce):
         return self.box.sum_add_norm(aligned(partial), bias, residual, weight, bias_ln, eps, pdl)
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
-        """All-gather: x (...) -> (size, ...), rank 0's first; x of a multiple of 16 bytes, up to a mailbox's size.
+        """All-gather: x (...) -> (size, ...), rank 0's first; x of up to a mailbox's size.
 
         Of any dtype, but a 32-bit word of all ones arrives as 0xfffffffe, on every rank alike.
         """
@@ -133,7 +133,7 @@ class Mailbox:
         from .push_kernels import push_all_reduce
 
         rows, block = self._cut(x)
-        push_all_reduce[self._grid(rows, block)](x, x, x.nbytes // 16, rows, **self._rest(block, pdl))
+        push_all_reduce[self._grid(rows, block)](x, x, x.numel(), rows, **self._rest(block, pdl))
         return x
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
@@ -141,9 +141,10 @@ class Mailbox:
         from .push_kernels import push_all_gather
 
         rows, block = self._cut(x)
-        out = x.new_empty(self.size, *x.shape)
-        push_all_gather[self._grid(rows, block)](x, out, x.nbytes // 16, rows, **self._rest(block, pdl))
-        return out
+        vectors = -(-x.nbytes // 16)
+        out = x.new_empty(self.size, vectors * 16 // x.element_size())
+        push_all_gather[self._grid(rows, block)](x, out, vectors, rows, **self._rest(block, pdl))
+        return out[:, : x.numel()].view(self.size, *x.shape)
 
     def sum_add_norm(self, x, bias, residual, weight, bias_ln, eps, pdl=False) -> tuple[torch.Tensor, torch.Tensor]:
         """`add_norm` of the sum of x (T, D) over the ranks; a row is a token."""

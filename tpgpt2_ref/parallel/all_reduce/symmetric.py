@@ -47,6 +47,9 @@ def symmetric_buffer(world, nbytes: int) -> tuple[torch.Tensor, list[int]]:
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
-    """x itself if it is contiguous and starts at a multiple of 16 bytes, otherwise a copy that does."""
+    """x itself if it is contiguous and starts at a multiple of 16 bytes, otherwise a copy that does.
+
+    Its last 16 bytes may then be read whole even where x ends within them: torch allocates multiples of 512 bytes.
+    """
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
