@@ -9,6 +9,7 @@ import torch
 class CapturedStep:
     """A step without arguments, which reads and writes tensors that stay where they are.
 
+    pool  another capture's memory, which this one may use too if they never run at once
     It runs a few times before it is captured, so that kernels are compiled and NCCL's channels are open: the tensors
     must be in a state in which that does no harm. Drop it before the process group closes.
     """
@@ -24,4 +25,4 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             step()
-        self.replay = self.graph.replay
+        self.pool, self.replay = self.graph.pool(), self.graph.replay

@@ -62,7 +62,7 @@ class GraphDecoder:
         self.rung = rung or rungs(model.world.size, is_hopper(model.world.device))[-1]
         self.kernels = self.rung.kernels()
         model.world.before_close.add(self)
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool = None  # the graphs' memory, shared: they never run at once
         self.steps: dict[tuple, tuple[DecodeState, CapturedStep]] = {}
 
     def run(self, sequences: list, params: SamplingParams) -> list[float]:
@@ -99,6 +99,7 @@ class GraphDecoder:
                                       self.model.world.device, self.block_size)
             run = readable_step if self.rung.readable else decode_step
             step = CapturedStep(lambda: run(self.model, self.kv_caches, state, self.kernels, filtered), self.pool)
+            self.pool = step.pool
             fitting = [(size, filtered)]
             self.steps[fitting[0]] = state, step
         return self.steps[min(fitting, key=lambda key: key[0])]

@@ -146,10 +146,10 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
     for tile in range(tl.program_id(1), tl.cdiv(batch_size, B), tl.num_programs(1)):
         batch = tile * B + tl.arange(0, B)
         sequence = batch[None, :, None]
-        xs = ()
+        xs = ()  # of (SLICES, B, DEPTH)
         for c in tl.static_range(CHUNKS):
             kx = c * CHUNK + column
-            xs += (tl.load(x + sequence * K + kx, mask=(sequence < batch_size) & (kx < K), other=0.0),)  # (SLICES, B, DEPTH)
+            xs += (tl.load(x + sequence * K + kx, mask=(sequence < batch_size) & (kx < K), other=0.0),)
         total = tl.zeros((SLICES, B, DEPTH), tl.float32)
         squares = tl.zeros((SLICES, B, DEPTH), tl.float32)
         y = tl.zeros((SLICES, ROWS, B), tl.float32)

@@ -12,8 +12,12 @@ from ..noise import gumbel
 from .state import DecodeState
 
 
+def normed(x, norm):
+    return x if norm is None else norm(x)
+
+
 def qkv(x, norm, linear, kv_cache, state: DecodeState):
-    q, k, v = F.linear(norm(x), linear.weight, linear.bias).chunk(3, -1)
+    q, k, v = F.linear(normed(x, norm), linear.weight, linear.bias).chunk(3, -1)
     heads, head_size = kv_cache.shape[-2:]
     k, v = (t.unflatten(-1, (heads, head_size)) for t in (k, v))
     write_kv_cache(k, v, kv_cache, state.slots())
@@ -31,7 +35,7 @@ def attention(q, kv_cache, state: DecodeState):
 
 
 def gelu(x, norm, linear):
-    return F.gelu(F.linear(norm(x), linear.weight, linear.bias), approximate="tanh")
+    return F.gelu(F.linear(normed(x, norm), linear.weight, linear.bias), approximate="tanh")
 
 
 def add(x, linear, residual):
@@ -43,7 +47,7 @@ def partial(x, linear, bias: bool):
 
 
 def best(x, norm, embedding, state: DecodeState):
-    logits = F.linear(norm(x), embedding.weight).float()  # (B, V/n)
+    logits = F.linear(normed(x, norm), embedding.weight).float()  # (B, V/n)
     token = torch.arange(logits.shape[1], dtype=torch.int32, device=x.device) + embedding.start
     temperature, seed, numbers = state.sampling[0].view(torch.float32), state.sampling[1], state.sampling[2:]
     noisy = logits / temperature + gumbel(seed, numbers, state.positions + 1, token)

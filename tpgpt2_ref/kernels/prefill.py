@@ -47,7 +47,8 @@ def add_norm(x: torch.Tensor, y: torch.Tensor | None, norm, pdl: bool = False) -
     total, normed = x if y is None else torch.empty_like(x), torch.empty_like(x)
     d = x.shape[1]
     add_norm_kernel[(x.shape[0],)](x, x if y is None else y, norm.weight, norm.bias, norm.eps, total, normed, D=d,
-                                   WIDTH=triton.next_power_of_2(d), ADD=y is not None, PDL=pdl, num_warps=4, launch_pdl=pdl)
+                                   WIDTH=triton.next_power_of_2(d), ADD=y is not None, PDL=pdl, num_warps=4,
+                                   launch_pdl=pdl)
     return total, normed
 
 

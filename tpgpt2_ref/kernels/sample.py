@@ -33,8 +33,8 @@ def row_hash(seed, number, position):
 
 @triton.jit
 def gumbel_of(row, token):
-    u = (hash32(row ^ token.to(tl.uint32, bitcast=True)) >> 8).to(tl.float32)
-    return -tl.log(-tl.log((u + 0.5) / 16777216.0))
+    u = (hash32(row ^ token.to(tl.uint32, bitcast=True)) >> 9).to(tl.float32)
+    return -tl.log(-tl.log((u + 0.5) / 8388608.0))
 
 
 @triton.jit

@@ -1,0 +1,118 @@
+"""Decode on GPUs: every rung of the ladder gives gpt2.py's tokens, in CUDA graphs, on one rank and on two."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
+from tpgpt2_ref.engine import Engine, SamplingParams
+from tpgpt2_ref.engine.cuda_graph import CapturedStep
+from tpgpt2_ref.engine.decode_step import decode_step
+from tpgpt2_ref.engine.ladder import LADDER, rungs
+from tpgpt2_ref.kernels import Kernels
+from tpgpt2_ref.kernels.state import DecodeState
+from tpgpt2_ref.parallel.world import World
+from tpgpt2_ref.weights import load_model
+
+from .conftest import on_ranks
+from .test_gpu import SHARE
+
+PROMPTS = [[1, 2, 3], list(range(20, 57)), [5], [7, 7], list(range(90, 10, -1))]
+SAMPLED = [SamplingParams(), SamplingParams(0.9, seed=3), SamplingParams(1.1, top_k=9, top_p=0.8, seed=5)]
+SAME = 0.85  # share of tokens: two logits of 16 bits may be equal to the last bit, and from there two texts differ
+
+
+def same(a, b) -> float:
+    return sum(x == y for p, q in zip(a, b) for x, y in zip(p, q)) / sum(map(len, a))
+
+
+def step_logits(model, run, kernels, dtype):
+    """The keys of one captured step over a random cache: the head's own logits, before anything is drawn."""
+    random = torch.Generator(model.world.device).manual_seed(0)
+    impl, device = model.impl, model.world.device
+    state = DecodeState.empty(4, impl.num_heads, 128, device)
+    kv = allocate_kv_cache(model.config.n_layer, 33, 16, impl.num_heads, impl.head_size, dtype, device)
+    for cache in kv:
+        cache.normal_(generator=random)
+    keys = []
+
+    def pick(key, state):
+        keys.append(key.amax(0))
+
+    step = CapturedStep(lambda: run(model, kv, state, Kernels(**{**kernels.__dict__, "pick": pick})))
+    state.block_table.copy_(torch.arange(1, 33, device=device).view(4, 8))
+    state.positions.copy_(torch.tensor([0, 15, 16, 100]))
+    state.ids.copy_(torch.tensor([1, 2, 3, 4]))
+    step.replay()
+    torch.cuda.synchronize()
+    ordered = (keys[-1] >> 32).int()
+    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_best_logit_of_every_rung(dtype):
+    """One step, in a graph: the best token's logit is the same to a few roundings on every rung."""
+    model = load_model("random:gpt2", World.single("cuda"), dtype=str(dtype).removeprefix("torch."))
+    want = step_logits(model, decode_step, Kernels.choose(()), dtype)
+    for rung in rungs(1, torch.cuda.get_device_capability() >= (9, 0))[2:]:
+        error = (step_logits(model, decode_step, rung.kernels(), dtype) - want).abs().max() / want.abs().max()
+        assert error < 4e-2, (rung.name, error)
+
+
+def tokens_of_rungs(world, names, model="tiny", dtype="float16"):
+    model = load_model(model, world, dtype=dtype)
+    return [[Engine(model, rung=r).generate(PROMPTS, 20, p) for p in SAMPLED] for r in LADDER if r.name in names]
+
+
+@pytest.mark.gpu
+def test_every_rung_gives_the_tokens_of_eager():
+    names = [r.name for r in rungs(1, torch.cuda.get_device_capability() >= (9, 0))]
+    eager, *others = tokens_of_rungs(World.single("cuda"), names)
+    for name, tokens in zip(names[1:], others):
+        for params, a, b in zip(SAMPLED, eager, tokens):
+            assert same(a, b) > SAME, (name, params, same(a, b))
+
+
+@pytest.mark.gpu
+def test_a_second_run_and_a_smaller_batch_reuse_the_graphs():
+    model = load_model("tiny", World.single("cuda"), dtype="float16")
+    engine = Engine(model)
+    first = engine.generate(PROMPTS, 20)
+    held = dict(engine.decoder.steps)
+    assert engine.generate(PROMPTS, 20) == first
+    assert same(engine.generate(PROMPTS[:3], 20), first[:3]) > SAME
+    assert engine.decoder.steps == held
+    assert engine.why_eager is None
+
+
+@pytest.mark.gpu
+def test_sampled_tokens_do_not_depend_on_the_batch():
+    model = load_model("tiny", World.single("cuda"), dtype="float16")
+    for params in SAMPLED[1:]:
+        alone = Engine(model).generate(PROMPTS[:1], 20, params)
+        assert same(Engine(model).generate(PROMPTS, 20, params)[:1], alone) > SAME
+
+
+@pytest.mark.gpu
+def test_two_ranks_in_graphs():
+    """Collectives inside the graphs. Where there is one GPU, two ranks share it: right, not fast."""
+    names = [r.name for r in LADDER if r.name not in ("eager", "+qkv", "+attention", "+residual", "+gelu")]
+    one = tokens_of_rungs(World.single("cuda"), ["+head"])[0]
+    for rank in on_ranks(2, tokens_of_rungs, names, device="cuda", env=SHARE, timeout=120):
+        for name, tokens in zip(names, rank):
+            for params, a, b in zip(SAMPLED, one, tokens):
+                assert same(a, b) > SAME, (name, params, same(a, b))
+
+
+@pytest.mark.gpu
+def test_memory_at_load():
+    """A rank's weights are its shard, and loading holds little more at any time."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16")
+    weights = sum(p.nbytes for p in model.parameters())
+    assert torch.cuda.max_memory_allocated() - before < 1.2 * weights
+    Engine(model).generate([[1, 2, 3]], 4)
+    assert sum(p.nbytes for p in model.parameters()) == weights
+    assert torch.cuda.memory_allocated() - before < 1.2 * weights + 64e6  # no second copy: cache and graphs are small

@@ -1,0 +1,145 @@
+"""Every kernel of a decode step and of a prefill equals its plain twin.
+
+On a GPU as compiled, with and without programmatic dependent launch; anywhere, by Triton's interpreter, small.
+"""
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from copy import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tpgpt2_ref.kernels import KERNELS, Kernels, plain
+from tpgpt2_ref.kernels.state import DecodeState
+
+from .conftest import ROOT
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # |a - b| / |b|, a few roundings
+
+
+class Case:
+    """Random weights, a random cache and a decode state whose rows are of unequal lengths."""
+
+    def __init__(self, device, dtype, batch, heads, head_size, width, length=64):
+        random = torch.Generator().manual_seed(batch * heads)
+
+        def normal(*shape, scale=1.0):
+            return (torch.randn(*shape, generator=random) * scale).to(device, dtype)
+
+        def linear(out, inner):
+            return SimpleNamespace(weight=normal(out, inner, scale=inner**-0.5), bias=normal(out))
+
+        self.x = normal(batch, width, scale=3.0) + 1
+        self.norm = torch.nn.LayerNorm(width).to(device, dtype).requires_grad_(False)
+        self.norm.weight += normal(width, scale=0.3)
+        self.norm.bias += normal(width, scale=0.3)
+        self.c_attn, self.c_fc = linear(3 * heads * head_size, width), linear(4 * width, width)
+        self.c_proj, self.inner = linear(width, 4 * width), normal(batch, 4 * width)
+        self.wpe = SimpleNamespace(weight=normal(length, width))
+        # the last 18 rows are padding
+        self.wte = SimpleNamespace(weight=normal(256, width), vocab_size=430, start=192, local=256)
+        self.state = DecodeState.empty(batch, heads, length, torch.device(device))
+        self.state.ids.copy_(torch.randint(0, 448, (batch,), generator=random))
+        self.state.live.fill_(1)
+        self.state.live[-1] = batch == 1
+        pages = self.state.block_table.numel()
+        self.state.block_table.copy_((1 + torch.randperm(pages, generator=random)).view_as(self.state.block_table))
+        self.state.positions.copy_(torch.randint(1, length - 1, (batch,), generator=random))
+        self.state.positions[0] = 0 if batch > 1 else length - 2
+        self.state.sampling[1], self.state.sampling[2:] = 7, torch.arange(batch)
+        self.kv_cache = normal(2, pages + 1, 16, heads, head_size)
+        self.q = normal(batch, heads * head_size)
+
+    def results(self, kernels, temperature=0.0) -> dict[str, torch.Tensor]:
+        """What each function of a decode step makes of this case, on copies of what it would change."""
+        state, kv_cache = copy(self.state), self.kv_cache.clone()
+        for name in ("ids", "positions", "tokens", "sampling"):
+            setattr(state, name, getattr(self.state, name).clone())
+        if self.x.is_cuda:
+            state.tokens = state.tokens.pin_memory()
+        state.sampling[0] = torch.tensor(temperature).view(torch.int32).item()
+        out = {
+            "embed": kernels.embed(state, self.wte, self.wpe, position=True),
+            "embed of another rank": kernels.embed(state, self.wte, self.wpe, position=False),
+            "q": kernels.qkv(self.x, self.norm, self.c_attn, kv_cache, state),
+            "q of a normed x": kernels.qkv(self.x, None, self.c_attn, self.kv_cache.clone(), state),
+            "kv_cache": kv_cache,
+            "attention": kernels.attention(self.q, self.kv_cache, state),
+            "gelu": kernels.gelu(self.x, self.norm, self.c_fc),
+            "add": kernels.add(self.inner, self.c_proj, self.x),
+            "partial": kernels.partial(self.inner, self.c_proj, bias=False),
+        }
+        kernels.pick(kernels.best(self.x, self.norm, self.wte, state), state)
+        if self.x.is_cuda:
+            torch.cuda.synchronize()
+        return out | {"ids": state.ids, "positions": state.positions, "tokens": state.tokens}
+
+
+def hold_equal(case: Case, kernels: Kernels):
+    for temperature in (0.0, 0.8):
+        want, got = case.results(Kernels.choose(()), temperature), case.results(kernels, temperature)
+        for name, x in want.items():
+            if x.is_floating_point():
+                error, size = (got[name].double() - x.double()).norm(), x.double().norm()
+                assert error <= TOLERANCE[x.dtype] * size, (name, error / size)
+            elif name == "positions":
+                assert torch.equal(got[name], x)
+            else:  # a best token may be another where two logits are equal to the last bits
+                assert (got[name] == x).float().mean() > 0.9, (name, got[name], x)
+
+
+def hold_prefill_equal(case: Case):
+    from tpgpt2_ref.kernels import prefill
+
+    y, qkv = case.x.flip(0).contiguous(), torch.nn.functional.linear(case.x, case.c_attn.weight)
+    for fused, twin in zip(prefill.add_norm(case.x, y, case.norm), plain.add_norm(case.x, y, case.norm)):
+        assert (fused.double() - twin.double()).norm() < TOLERANCE[twin.dtype] * twin.double().norm()
+    a, b = case.kv_cache.clone(), case.kv_cache.clone()
+    prefill.write_cache(qkv, a, case.state.slots())
+    plain.write_cache(qkv, b, case.state.slots())
+    assert torch.equal(a, b) and not torch.equal(a, case.kv_cache)
+
+
+SHAPES = [(1, 12, 64, 768), (4, 6, 64, 768), (5, 6, 64, 768), (8, 12, 64, 768), (33, 12, 64, 768), (64, 12, 64, 768),
+          (1, 13, 64, 1600), (8, 13, 64, 1600), (3, 4, 16, 64), (16, 4, 16, 64)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch, heads, head_size, width", SHAPES)
+def test_kernels_on_a_gpu(batch, heads, head_size, width, dtype):
+    case = Case("cuda", dtype, batch, heads, head_size, width, length=1024)
+    hopper = torch.cuda.get_device_capability() >= (9, 0)
+    for pdl in (False, True)[: 1 + hopper]:
+        hold_equal(case, Kernels.choose(pdl=pdl))
+    hold_prefill_equal(case)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_interpreted():
+    done = subprocess.run([sys.executable, "-m", __name__], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_wrong_kernel_is_seen():
+    """The comparison itself: a twin that forgets the bias, or the newest token, does not pass."""
+    case = Case("cpu", torch.float32, 3, 2, 16, 64)
+    hold_equal(case, Kernels.choose(()))
+    for wrong in (dict(add=lambda x, linear, residual: residual + x @ linear.weight.T),
+                  dict(attention=lambda q, kv_cache, state: q),
+                  dict(best=lambda x, norm, *more: plain.best(-x, norm, *more))):
+        with pytest.raises(AssertionError):
+            hold_equal(case, Kernels(**{name: wrong.get(name, getattr(plain, name)) for name in KERNELS}))
+
+
+if __name__ == "__main__":
+    for shape in ((3, 4, 16, 48), (9, 2, 32, 64)):  # multiply-adds, and tensor cores
+        small = Case("cpu", torch.float32, *shape)
+        hold_equal(small, Kernels.choose())
+        hold_prefill_equal(small)
