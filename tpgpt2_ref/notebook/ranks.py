@@ -67,7 +67,8 @@ class Ranks:
         backend = {"nccl": "NCCL", "single": "no group"}.get(self._about[0][0], self._about[0][0])
         if self.device == "cuda":
             shared = self.share_gpu and gpu_count() < self.size
-            where = f"one {where}, shared: right or wrong shows, speed does not" if shared else f"{self.size}x {where}"
+            count = f"{self.size}x " if self.size > 1 else ""
+            where = f"one {where}, shared: right or wrong shows, speed does not" if shared else count + where
         elif gpus := gpu_count():
             where += f" (this machine has {gpus} GPU{'s' * (gpus > 1)}, NCCL wants one a rank)"
         return f"{self.size} rank{'s' * (self.size > 1)}, {backend} on {where}"

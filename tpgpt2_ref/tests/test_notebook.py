@@ -149,10 +149,10 @@ def test_nothing_is_left_when_the_owner_ends(end):
 def test_what_a_user_can_mend(monkeypatch):
     monkeypatch.setattr("tpgpt2_ref.notebook.ranks.gpu_count", lambda: 1)
     with pytest.raises(UserError, match="needs 2 GPUs, this machine has 1: .*share_gpu"):
-        Ranks(2, device="cuda")
+        Ranks(2, device="cuda", share_gpu=False)
     with pytest.raises(UserError, match="at least one"):
         Ranks(0)
-    ranks = Ranks(1, device="cpu")
+    ranks = Ranks(1, device="cpu", share_gpu=False)
     assert "this machine has 1 GPU, NCCL wants one a rank" in ranks.describe()
     ranks.close()
     ranks.close()
