@@ -108,7 +108,8 @@ def show(result) -> str:
     return "\n".join([*lines, *([f"kept in {result['recorded']}"] if "recorded" in result else [])])
 
 
-def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30) -> Iterator[tuple[dict, list[float]]]:
+def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30,
+          with_bare=True) -> Iterator[tuple[dict, list[float]]]:
     """(row, its samples in microseconds), one after the other, the same on every rank. All ranks must iterate."""
     cuda = world.device.type == "cuda"
     dtype = dtype or ("bfloat16" if cuda else "float32")
@@ -120,14 +121,14 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30) -> I
                 count -= count % world.size  # every rank keeps an equal part
             x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
             for graph in (False, True) if cuda else (False,):
-                paths = calls(op, x, world)
+                paths = calls(op, x, world, with_bare)
                 for path, us in timed(paths, world, x.nbytes, samples, graph).items():
                     yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
                            "graph": graph, **spread(us), **bandwidth(op, x.nbytes, median(us), world.size),
                            "link": link_in_words}, us
 
 
-def calls(op: str, x, world) -> dict:
+def calls(op: str, x, world, with_bare: bool = True) -> dict:
     """{path: a call without arguments}, checked to give the right answer: every way there is to run `op` on x."""
     if op == "all_reduce":
         paths = {way.name: (lambda way=way: way(x)) for way in world.sums if way.can(x)}
@@ -142,7 +143,7 @@ def calls(op: str, x, world) -> dict:
         if got != want:
             raise RankError(f"{op} through {path} of {x.nbytes} bytes gave {got}, not {want}")
     x.zero_()  # sums of sums of sums stay finite
-    return {**paths, f"bare {world.backend}": bare(op, x, world)}
+    return {**paths, **({f"bare {world.backend}": bare(op, x, world)} if with_bare else {})}
 
 
 def timed(paths: dict, world, nbytes: int, samples: int, graph: bool) -> dict[str, list[float]]:

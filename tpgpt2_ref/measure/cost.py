@@ -118,23 +118,27 @@ def ring_scale(op: str, measured: int, world: int) -> tuple[float, float]:
     return steps, {"all_reduce": share, "reduce_scatter": share, "all_gather": steps, "broadcast": 1.0}[op]
 
 
-def least_squares(features: list[tuple], us: list[float]) -> tuple[tuple[float, ...], float]:
-    """Non-negative coefficients with the least sum of squared relative errors, and that sum.
+def least_squares(features: list[tuple], us: list[float], given: list[float] | None = None):
+    """(non-negative coefficients with the least sum of squared errors relative to us, that sum).
 
+    given  a part of each time that is already explained (default: none)
     With so few terms every subset can be tried: a term that would come out negative is left out.
     """
-    rows = [[f / t for f in row] for row, t in zip(features, us, strict=True)]  # each row's target is 1
-    width, best = len(rows[0]), None
+    rows = [[f / t for f in row] for row, t in zip(features, us, strict=True)]
+    target = [1 - g / t for g, t in zip(given or [0.0] * len(us), us, strict=True)]
+    width = len(rows[0])
+    best = (0.0,) * width, sum(y * y for y in target)
     for count in range(1, width + 1):
         for chosen in combinations(range(width), count):
             scale = [max(r[c] for r in rows) or 1.0 for c in chosen]
             part = [[r[c] / s for c, s in zip(chosen, scale, strict=True)] for r in rows]
             solved = solve([[sum(r[i] * r[j] for r in part) for j in range(count)] for i in range(count)],
-                           [sum(r[i] for r in part) for i in range(count)])
+                           [sum(r[i] * y for r, y in zip(part, target, strict=True)) for i in range(count)])
             if solved is None or min(solved) < 0:
                 continue
-            error = sum((sum(x * y for x, y in zip(r, solved, strict=True)) - 1) ** 2 for r in part)
-            if best is None or error < best[1]:
+            error = sum((sum(x * c for x, c in zip(r, solved, strict=True)) - y) ** 2
+                        for r, y in zip(part, target, strict=True))
+            if error < best[1]:
                 coefficients = [0.0] * width
                 for c, x, s in zip(chosen, solved, scale, strict=True):
                     coefficients[c] = x / s

@@ -90,8 +90,9 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
         found = [f for f in found if f[1] is not None]
         if len(found) < FEWEST_ROWS:
             continue
-        fitted = [(features, _us(name, row) - comm) for row, features, comm in found[::2] if _us(name, row) > comm]
-        coefficients, _ = least_squares([f for f, _ in fitted], [us for _, us in fitted])
+        half = found[::2]
+        coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
+                                        [comm for *_, comm in half])
         errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1)
                   for row, features, comm in found[1::2]]
         out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in found), "graph": rung != "eager",
