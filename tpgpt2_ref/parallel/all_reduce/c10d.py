@@ -11,8 +11,10 @@ class C10dAllReduce(AllReduce):
     def __init__(self, world):
         self.group = world.group
         self.name = dist.get_backend(world.group)
+        self.options = dist.AllreduceOptions()  # a sum
+        self.options.asyncOp = False  # NCCL on the current stream, as dist.all_reduce has it
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
-        dist.all_reduce(x, group=self.group)
+        self.group.allreduce([x], self.options).wait()  # what dist.all_reduce does, without its checks
         return x
