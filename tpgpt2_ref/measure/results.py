@@ -57,7 +57,8 @@ class Run:
         m = self.machine
         what = f"{m['count']}x {m['device']}" if m["kind"] == "cuda" else f"{m['device']}, {m['count']} cores"
         parts = [what, *(f"{k} {m[v]}" for k, v in (("torch", "torch"), ("NCCL", "nccl")) if m.get(v))]
-        return ", ".join([*parts, self.recorded_at[:10]])
+        shared = ["ranks shared one GPU: no time here means anything"] * ("TPGPT2_SHARE_GPU" in m["environment"])
+        return ", ".join([*parts, self.recorded_at[:10], *shared])
 
     @property
     def is_this_machine(self) -> bool:

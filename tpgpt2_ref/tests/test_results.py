@@ -36,6 +36,11 @@ def test_a_run_reads_back_as_it_was_written(path):
     assert run.machine["device"] in run.label and run.recorded_at[:10] in run.label
 
 
+def test_a_shared_gpu_is_in_the_label():
+    card = {**results.machine_card(), "environment": {"TPGPT2_SHARE_GPU": "1"}}
+    assert "no time here means anything" in results.Run("collectives", card, [ROW]).label
+
+
 def test_recorded_finds_runs_by_machine_and_not_their_raw_samples(path, tmp_path):
     rewrite(path, lambda d: d["machine"].update(slug="2x-other", device="Other"))
     (tmp_path / "2x-other").mkdir()
