@@ -129,21 +129,25 @@ def test_a_rank_that_dies(ranks):
     assert ranks.get("world.rank") == [0, 1]
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, None])
-def test_nothing_is_left_when_the_owner_ends(end):
-    code = ("from tpgpt2_ref.notebook import Ranks\nimport time\nr = Ranks(1, device='cpu')\n"
-            "print(*(p.process.pid for p in r._processes), flush=True)\n" + ("time.sleep(60)" if end else ""))
+@pytest.mark.parametrize("killed", [True, False])
+def test_nothing_is_left_when_the_owner_ends(killed):
+    """Killed while one rank computes and the other is blocked in a collective; or at its own end."""
+    blocked = "import time\nfrom tpgpt2_ref.parallel.collectives import barrier\n" \
+              "barrier(world) if world.rank else time.sleep(60)"
+    code = ("from tpgpt2_ref.notebook import Ranks\nr = Ranks(2, device='cpu')\n"
+            "print(*(p.process.pid for p in r._processes), flush=True)\n" + killed * f"r.run({blocked!r})")
     owner = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout.readline().startswith("1 rank")
+    assert owner.stdout.readline().startswith("2 ranks")
     ranks = [int(pid) for pid in owner.stdout.readline().split()]
-    if end:
+    if killed:
+        time.sleep(0.5)
         assert all(map(is_running, ranks))
-        owner.send_signal(end)
+        owner.kill()
     owner.wait(20)
     deadline = time.monotonic() + 5
     while any(map(is_running, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert ranks and not any(map(is_running, ranks))
+    assert len(ranks) == 2 and not any(map(is_running, ranks))
 
 
 def test_what_a_user_can_mend(monkeypatch):
