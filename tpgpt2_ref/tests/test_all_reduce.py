@@ -246,3 +246,37 @@ def test_bytes_that_cross_are_as_many_as_said(name):
         if ratio is None:
             pytest.skip("this machine's driver does not count NVLink bytes")
         assert 0.95 < ratio < 1.3, f"{name}: {ratio:.2f} times the payload crossed"
+
+
+def rank_times_push(world) -> dict[int, float]:
+    """{bytes: microseconds a call}, calls in a row in a CUDA graph."""
+    way, out = ways_to_sum(world, "push")[0], {}
+    for nbytes in (1536, 12_288, 49_152, 98_304):
+        x = torch.zeros(nbytes // 2, dtype=torch.bfloat16, device=world.device)
+        way(x)
+        torch.cuda.synchronize()
+        barrier(world)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(100):
+                way(x)
+        times = []
+        for _ in range(20):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 10)  # ms of 100 calls -> us of one
+        out[nbytes] = sorted(times)[len(times) // 2]
+        graph.reset()
+    way.close()
+    return out
+
+
+@pytest.mark.gpus(2)
+def test_push_between_two_hopper_gpus_takes_three_microseconds_and_a_half():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the bound is for two Hopper GPUs over NVLink")
+    for times in on_ranks(2, rank_times_push, device="cuda", timeout=120):
+        assert max(times.values()) <= 3.5, times
