@@ -49,11 +49,18 @@ def steps(out: Path, gpus: int) -> list[Step]:
         Step("doctor", ours("doctor"), 120),
         Step("tests", [sys.executable, "-m", "pytest", "tpgpt2_ref", "-m", "gpu or gpus", "-q", "-rs", "-p",
                        "no:cacheprovider"], 600),
-        Step("collectives", ours("bench", "collectives", "--link", "all", *keep), 600, 2),
+        Step("collectives", ours("bench", "collectives", "--link", "all", *keep), 900, 2),
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
-    for bench in ("decode", "prefill"):
-        found.append(Step(bench, ours("bench", bench, *keep), 600))
+    for tp in tps:
+        for model in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+            for bench, shapes in (("decode", ["--batch", 1, 8, 64]), ("prefill", ["--batch", 1, 8])):
+                lengths = [128, 512] if bench == "decode" else [None]  # prefill takes its lengths in one call
+                for length in lengths:
+                    name = f"{bench}-{model}-tp{tp}" + (f"-{length}" if length else "")
+                    prompts = ["--prompt-len", *([length] if length else [128, 512, 1000])]
+                    found.append(Step(name, ours("bench", bench, "--model", f"random:{model}", "--tp", tp, *shapes,
+                                                 *prompts, "--json", "--record", out / "parts" / name), 240, tp))
     for tp in tps:
         for plan in ("shipped", "as-drawn") if tp > 1 else ("shipped",):
             for phase, graph in (("prefill", []), ("decode", []), ("decode", ["--graph"])):
@@ -65,6 +72,19 @@ def steps(out: Path, gpus: int) -> list[Step]:
     found.append(Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
                                    str(out / "chapters")], 600))
     return found
+
+
+def merge(out: Path) -> None:
+    """Put the parts of each bench, one a model and TP size, into one file a machine, raw samples included."""
+    parts = {}
+    for path in sorted((out / "parts").glob("*/*/*.json")):
+        parts.setdefault((path.parent.name, path.name), []).append(path)
+    for paths in parts.values():
+        raw = [p.parent / "raw" / p.name for p in paths]
+        samples = None
+        if all(r.exists() for r in raw):
+            samples = [row["us"] for r in raw for row in json.loads(r.read_text())["rows"]]
+        results.save(results.one_machine([results.load(p) for p in paths]), out / "results", samples)
 
 
 def fit(out: Path) -> int:
@@ -135,6 +155,8 @@ def main() -> int:
     for step in todo:
         table.append(run(step, out, gpus))
         print(f"{step.name}: {table[-1]['result']} ({table[-1]['seconds']} s)", flush=True)
+        if (out / "parts").is_dir():
+            merge(out)  # after each step: what is measured is kept, whatever comes later
     if args.commit:
         stamp(out, args.commit)
     (out / "summary.json").write_text(json.dumps({"machine": results.machine_card(), "steps": table}, indent=1))

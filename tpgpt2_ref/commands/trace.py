@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..arguments import add_model_arguments, check_names, dtype, ranks
+from ..arguments import add_model_arguments, check_names, dtype, ranks  # noqa: F401  cli.py calls ranks
 from ..errors import UserError
 from ..measure.results import machine_card
 from ..weights import find_checkpoint

@@ -95,10 +95,16 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
                                         [comm for *_, comm in half])
         errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1)
                   for row, features, comm in found[1::2]]
-        out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in found), "graph": rung != "eager",
-                    "from_bytes": 0, **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
+        out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in found),
+                    "graph": in_graph(name, rung), "from_bytes": 0,
+                    **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
                     "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
     return out
+
+
+def in_graph(name: str, rung: str) -> bool:
+    """Whether a rung's forward is a CUDA graph: every decode step but the eager one; a prefill never is."""
+    return name == "decode" and rung != "eager"
 
 
 def _explain(name, row, model):
@@ -111,7 +117,7 @@ def _explain(name, row, model):
     calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize)
     try:
         path = None if row["sum"] in ("none", "auto") else row["sum"]
-        comm, _ = communication_us(model, calls, row["tp"], path, row["rung"] != "eager")
+        comm, _ = communication_us(model, calls, row["tp"], path, in_graph(name, row["rung"]))
     except UserError:
         return None, 0.0
     return work(config, row["tp"], row["batch"], tokens, context, itemsize), comm

@@ -1,0 +1,58 @@
+"""The script for GPU machines, on one without: its steps, limits, and what it does when one fails."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+from tpgpt2_ref.measure import results
+
+SPEC = importlib.util.spec_from_file_location("gpu_run", Path(__file__).with_name("gpu_run.py"))
+gpu_run = sys.modules["gpu_run"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(gpu_run)
+
+
+def test_steps_grow_with_the_gpus(tmp_path):
+    names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4)}
+    assert all(len(set(found)) == len(found) for found in names.values())
+    assert set(names[1]) < set(names[2]) < set(names[4])
+    assert {"tests", "attention", "collectives", "decode-gpt2-tp1-128", "chapters"} <= set(names[1])
+    assert "decode-gpt2-xl-tp4-128" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
+    for step in gpu_run.steps(tmp_path, 4):
+        assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
+
+
+def test_a_step_that_fails_or_hangs_is_ended_and_logged(tmp_path):
+    def step(name, code, limit=20.0, gpus=0):
+        return gpu_run.run(gpu_run.Step(name, [sys.executable, "-c", code], limit, gpus), tmp_path, 0)
+
+    assert step("good", "print('hello')")["result"] == "ok" and (tmp_path / "good.out").read_text() == "hello\n"
+    assert step("bad", "import sys; sys.exit('no')")["result"] == "failed with status 1"
+    assert (tmp_path / "bad.log").read_text() == "no\n"
+    begin = time.monotonic()
+    assert step("slow", "import time; time.sleep(60)", limit=1.0)["result"] == "stopped after its 1 s"
+    assert time.monotonic() - begin < 10
+    assert step("more", "1", gpus=2)["result"] == "left out: needs 2 GPUs"
+
+
+def test_parts_become_one_file_with_its_samples(tmp_path):
+    row = {"engine": "tpgpt2", "model": "gpt2", "dtype": "bfloat16", "tp": 1, "sum": "none", "rung": "graph",
+           "prompt_len": 128, "us_per_step_median": 200.0, "us_per_step_p10": 190.0, "us_per_step_p90": 220.0}
+    card = results.machine_card()
+    for part, batch in (("a", 1), ("b", 8)):
+        run = results.Run("decode", card, [{**row, "batch": batch}])
+        results.save(run, tmp_path / "parts" / part, [[200.0, batch]])
+    gpu_run.merge(tmp_path)
+    (run,) = results.recorded("decode", tmp_path / "results")
+    assert [r["batch"] for r in run.rows] == [1, 8]
+    raw = json.loads((tmp_path / "results" / card["slug"] / "raw" / "decode.json").read_text())["rows"]
+    assert raw == [{"us": [200.0, 1]}, {"us": [200.0, 8]}]
+
+
+def test_a_copy_without_git_gets_the_commit_it_was_told(tmp_path):
+    run = results.Run("other", results.machine_card(), [{"n": 1}], "2026-01-01T00:00:00+00:00", "unknown")
+    path = results.save(run, tmp_path / "results")
+    gpu_run.stamp(tmp_path, "abc123")
+    assert results.load(path).commit == "abc123" and results.load(path).recorded_at == run.recorded_at
