@@ -139,10 +139,10 @@ def paged_decode(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lens: torch.
                  scale: float, parts: torch.Tensor, arrived: torch.Tensor) -> torch.Tensor:
     """q (B, heads, d), one query a sequence; k, v the cache (blocks, page, heads, d) -> (B, heads, d)."""
     batch, heads, d = q.shape
-    splits, block_d = parts.shape[2], triton.next_power_of_2(d)
+    block_n = (64 if d <= 64 else 32) * 2 // q.dtype.itemsize
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    decode_kernel[heads, splits, batch](  # one warp a program: no barrier but the one before the merge
+    decode_kernel[heads, parts.shape[2], batch](  # one warp a program: no barrier but the one before the merge
         q, k, v, out, parts, arrived, lens, table, scale * math.log2(math.e), q.stride(0), k.stride(-3), out.stride(0),
-        table.stride(0), PAGE=k.shape[1], D=d, BLOCK_D=block_d, BLOCK_N=max(16, 8192 // block_d // q.dtype.itemsize),
-        SPLITS=splits, num_warps=1)
+        table.stride(0), PAGE=k.shape[1], D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_N=block_n,
+        SPLITS=parts.shape[2], num_warps=1)
     return out

@@ -7,6 +7,7 @@ Without a GPU it runs uncompiled, over packed keys in decode too: slow, and righ
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ from .base import AttentionBackend
 from .gather import Packed, gather, pack
 
 BLOCK = 128  # of a prefill's mask
+FEW = 16  # queries a tile in decode, the least that a tensor core takes; one of them is real
 
 
 class FlexAttention(AttentionBackend):
@@ -40,7 +42,8 @@ class FlexAttention(AttentionBackend):
         if reads_pages(meta):
             k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in kv_cache)  # (1, heads, slots, d)
             return self.decode(q[:, :, None], k, v, block_mask=mask(seq_lengths=(1, k.shape[2])), scale=self.scale,
-                               kernel_options={"FORCE_USE_FLEX_ATTENTION": True})[:, :, 0]
+                               kernel_options={"FORCE_USE_FLEX_ATTENTION": True, "BLOCK_M": FEW,
+                                               "BLOCK_N": math.gcd(self.block_size, 64)})[:, :, 0]
         if packed is not None:
             k, v = gather(kv_cache, packed)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
@@ -67,7 +70,7 @@ def pages_mask(meta) -> Callable[..., BlockMask]:
     # both lists as wide as the table: the kernel finds its row in either with the same stride
     return partial(BlockMask.from_kv_blocks, torch.ones_like(last)[:, None, None],
                    table.gather(1, from_last)[:, None, None], last[:, None, None], table[:, None, None],
-                   BLOCK_SIZE=(BLOCK, page), mask_mod=up_to_the_query, compute_q_blocks=False)
+                   BLOCK_SIZE=(FEW, page), mask_mod=up_to_the_query, compute_q_blocks=False)
 
 
 def causal_mask(meta, packed: Packed | None) -> BlockMask:
@@ -77,10 +80,10 @@ def causal_mask(meta, packed: Packed | None) -> BlockMask:
     tokens = torch.arange(len(meta.slot_mapping), dtype=torch.int32, device=start_q.device)
     sequence = torch.searchsorted(start_q, tokens, right=True) - 1
     lo = start_k[sequence]
-    hi = start_k[sequence + 1] - start_q[sequence + 1] + tokens
+    hi = tokens if packed is None else start_k[sequence + 1] - start_q[sequence + 1] + tokens
 
     def own_past(b, h, t, key):
-        return (lo[t] <= key) & (key <= hi[t])
+        return (lo[t] <= key) & (key <= (t if packed is None else hi[t]))
 
     n = len(tokens) if packed is None else len(packed.slots)
     first = tokens[::BLOCK].long()  # of each block of queries

@@ -33,11 +33,13 @@ def pack(meta: AttentionMetadata) -> Packed:
 
 def gather(kv_cache: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.Tensor]:
     """(2, num_blocks, block_size, heads, head_size) -> keys, values: (n, heads, head_size) each."""
-    return kv_cache.flatten(1, 2).index_select(1, packed.slots).unbind(0)
+    keys, values = (x.flatten(0, 1).index_select(0, packed.slots) for x in kv_cache)
+    return keys, values
 
 
-def whole_pages(kv_cache: torch.Tensor, meta: AttentionMetadata) -> torch.Tensor:
-    """(2, num_blocks, block_size, heads, head_size) -> (2, B, pages * block_size, heads, head_size): every sequence
-    its own rows, as many as the longest needs. Faster than `gather`, for kernels that are told the lengths."""
+def whole_pages(kv_cache: torch.Tensor, meta: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor]:
+    """(2, num_blocks, block_size, heads, head_size) -> keys, values: (B, pages * block_size, heads, head_size) each,
+    every sequence its own rows, as many as the longest needs. For kernels that are told the lengths."""
     table = meta.block_table[:, : -(-meta.max_seq_len // meta.block_size)]
-    return kv_cache[:, table].flatten(2, 3)
+    keys, values = (x[table].flatten(1, 2) for x in kv_cache)
+    return keys, values
