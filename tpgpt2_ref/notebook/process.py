@@ -100,16 +100,18 @@ class RankProcess:
     def where(self) -> str:
         """What the rank is doing now, from its Python stack: "in all_reduce, at line 3 of the cell"."""
         file = Path(self.connection).with_suffix(".stack")
-        seen = file.stat().st_size if file.exists() else 0
+        seen, deadline = file.stat().st_size, time.monotonic() + 0.5
         self.process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + 0.5
-        while time.monotonic() < deadline and not (file.exists() and file.stat().st_size > seen):
+        while time.monotonic() < deadline and file.stat().st_size == seen:
             time.sleep(0.01)
-        frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', file.read_text()[seen:] if file.exists() else "")
-        if not frames:
-            return "busy"
-        at = next((f"at line {line} of the cell" for path, line, _ in frames if "ipykernel_" in path), "")
-        return ", ".join(filter(None, [f"in {frames[0][2]}" if frames[0][2] != "<module>" else "", at]))
+        frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', file.read_text()[seen:])  # the innermost first
+        calls = []
+        for path, line, function in frames:
+            if "ipykernel_" in path:  # the cell's own code
+                return ", ".join([*calls[:1], f"at line {line} of the cell"])
+            if function[0] != "_" and function != "wrapper":
+                calls.append(f"in {function}")
+        return "busy"
 
     def kill(self) -> None:
         self.process.kill()
