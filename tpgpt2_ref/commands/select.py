@@ -23,7 +23,8 @@ def add_arguments(parser):
     machine.add_argument("--platform", help=", ".join(KINDS))
     machine.add_argument("--capability", help="compute capability of the NVIDIA GPU (9.0, if only --platform is given)")
     machine.add_argument("--cuda-version", help="CUDA version (12.4, if only --platform is given)")
-    machine.add_argument("--installed", metavar="all|NAME,...", help=f"packages: {', '.join(PACKAGES)} (all)")
+    machine.add_argument("--installed", metavar="all|NAME,...",
+                         help=f"packages: {', '.join(PACKAGES)}; PyTorch is always there (all)")
     parser.add_argument("--head-size", type=int, default=GPT2Config().head_size)
     parser.add_argument("--dtype", default="float16", help="float32, float16 or bfloat16")
     parser.add_argument("--block-size", type=int, default=16, help="tokens a page of the KV cache")
@@ -47,9 +48,13 @@ def imagined(args) -> Platform:
 
 
 def packages(text: str) -> frozenset[str]:
-    names = set(PACKAGES) if text == "all" else {n for n in text.split(",") if n}
-    if names - set(PACKAGES):
-        raise UserError(f"unknown package {', '.join(sorted(names - set(PACKAGES)))}; known: {', '.join(PACKAGES)}")
+    """ "all", or names as one installs or imports them: flash-attn, flash_attn."""
+    if text == "all":
+        return frozenset(PACKAGES)
+    names = {name.strip().replace("_", "-") for name in text.split(",")} - {"", "none", "torch"}
+    names = {"flash-attn-3" if name == "flash-attn-interface" else name for name in names}
+    if unknown := names - PACKAGES.keys():
+        raise UserError(f"unknown package {', '.join(sorted(unknown))}; known: all, none, {', '.join(PACKAGES)}")
     return frozenset(names)
 
 

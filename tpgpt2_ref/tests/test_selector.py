@@ -153,7 +153,8 @@ def test_the_options_describe_a_machine():
         return select.imagined(parser.parse_args(args))
 
     assert imagined("--platform", "cuda") == HOPPER == imagined("--installed", "all")
-    assert imagined("--capability", "8.0", "--installed", "triton").installed == {"triton"}
+    assert imagined("--capability", "8.0", "--installed", "triton,flash_attn").installed == {"triton", "flash-attn"}
+    assert imagined("--installed", "none").installed == imagined("--installed", "torch").installed == frozenset()
     assert imagined("--platform", "rocm") == Platform("rocm", installed=ALL)
     for bad in (("--platform", "cpu", "--capability", "9.0"), ("--installed", "numpy"), ("--capability", "nine")):
         with pytest.raises(UserError):
