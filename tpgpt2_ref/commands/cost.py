@@ -92,15 +92,16 @@ def fit(paths: list[str], out: str) -> dict:
             runs.setdefault(run.name, []).append(run)
     results.same_machine([run for group in runs.values() for run in group])
     merged = {name: results.one_machine(group) for name, group in runs.items()}
-    if "collectives" not in merged:
-        raise UserError("no collectives among the results: record them with bench collectives --record")
-    rows = cost.fit_collectives(merged["collectives"].rows)
+    rows = cost.fit_collectives(merged["collectives"].rows) if "collectives" in merged else []
     for name in ("decode", "prefill"):
         if name in merged:
             rows += cost_forward.fit_forward(name, merged[name].rows, rows)
-    first = merged["collectives"]
-    model = results.Run("cost_model", first.machine, rows)
-    return {"what": "fit", "model": str(results.write(model, out)), "rows": rows, "machine": first.label}
+    if not rows:
+        raise UserError("nothing to fit: too few decode or prefill rows, and no collectives "
+                        "(bench collectives --record)")
+    first = next(iter(merged.values()))
+    return {"what": "fit", "model": str(results.write(results.Run("cost_model", first.machine, rows), out)),
+            "rows": rows, "machine": first.label}
 
 
 def show(result) -> str:
@@ -109,7 +110,7 @@ def show(result) -> str:
         lines = [f"{'op':15}{'path':22}{'ranks':>6}{'graph':>6}{'from bytes':>13}{'alpha us':>10}{'GB/s':>9}"
                  f"{'median error':>14}{'worst':>8}"]
         for r in result["rows"]:
-            rate = f"{1e-3 / r['beta_us_per_byte']:.2f}" if r["beta_us_per_byte"] else "-"
+            rate = f"{1e-3 / r['beta_us_per_byte']:.2f}" if r["beta_us_per_byte"] else "-"  # of a link, or memory
             lines.append(f"{r['op']:15}{r['path']:22}{r['world']:>6}{'yes' if r['graph'] else 'no':>6}"
                          f"{r['from_bytes']:>13,}{r['alpha_us']:>10.1f}{rate:>9}{r['heldout_median_error']:>14.1%}"
                          f"{r['heldout_worst_error']:>8.1%}")

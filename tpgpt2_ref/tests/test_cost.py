@@ -171,6 +171,15 @@ def test_fit_predict_and_forward_from_the_command_line(folder, tmp_path, capfd):
     assert many["on_paper"] and many["us"] is None and many["collectives"] == {"all_reduce": 25, "all_gather": 1}
 
 
+def test_one_rank_needs_no_collectives(folder, tmp_path, capfd):
+    """A machine with one GPU has decode runs alone: its model prices one rank, and refuses two."""
+    model = tmp_path / "model.json"
+    ask(capfd, "cost", "fit", folder / "decode.json", "--out", model)
+    one = ["cost", "forward", "--model", str(model), "--gpt2", "gpt2", "--batch", "1", "--tokens", "1"]
+    assert ask(capfd, *one, "--tp", 1)["us"] > 0
+    assert main([*one, "--tp", "2"]) == 2 and "the model has no all_reduce" in capfd.readouterr().err
+
+
 def test_a_person_reads_the_error_and_the_machine(folder, tmp_path, capfd):
     model = tmp_path / "model.json"
     assert main(["cost", "fit", str(folder), "--out", str(model)]) == 0
