@@ -114,6 +114,8 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30,
     cuda = world.device.type == "cuda"
     dtype = dtype or ("bfloat16" if cuda else "float32")
     path_here, link_in_words = links.DIAL[link].path, links.describe(link, world.device.type)
+    # the dial turns NCCL alone: our own ways would still take the GPUs' direct link
+    ways = [way for way in world.sums if link == "as is" or way.name == world.backend]
     for op in ops:
         for nbytes in sizes or powers_of_two(SMALLEST, LARGEST[world.device.type]):
             count = max(nbytes // getattr(torch, dtype).itemsize, world.size)
@@ -121,17 +123,17 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30,
                 count -= count % world.size  # every rank keeps an equal part
             x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
             for graph in (False, True) if cuda else (False,):
-                paths = calls(op, x, world, with_bare)
+                paths = calls(op, x, world, ways, with_bare)
                 for path, us in timed(paths, world, x.nbytes, samples, graph).items():
                     yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
                            "graph": graph, **spread(us), **bandwidth(op, x.nbytes, median(us), world.size),
                            "link": link_in_words}, us
 
 
-def calls(op: str, x, world, with_bare: bool = True) -> dict:
+def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
     """{path: a call without arguments}, checked to give the right answer: every way there is to run `op` on x."""
     if op == "all_reduce":
-        paths = {way.name: (lambda way=way: way(x)) for way in world.sums if way.can(x)}
+        paths = {way.name: (lambda way=way: way(x)) for way in ways if way.can(x)}
     else:
         door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
         paths = {world.backend: lambda: door(x, world)}

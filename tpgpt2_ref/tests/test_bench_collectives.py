@@ -12,8 +12,11 @@ from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.measure import bench_collectives as bench
 from tpgpt2_ref.measure import results
+from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
+
+from .conftest import on_ranks
 
 
 def cli(*argv, **more):
@@ -48,7 +51,28 @@ def test_a_wrong_sum_is_an_error_and_not_a_time():
     """The ranks of a fake world never answer: an all-reduce there leaves this rank's own value."""
     with fake_world(2) as world, pytest.raises(RankError, match="gave .*, not"):
         world.device = torch.device("cpu")
-        bench.calls("all_reduce", torch.zeros(8), world)
+        bench.calls("all_reduce", torch.zeros(8), world, world.sums)
+
+
+class Direct(AllReduce):
+    """A way that goes past NCCL, as our own kernels do."""
+
+    name = "direct"
+
+    def __call__(self, x):
+        return x.copy_(torch.full_like(x, 3.0))  # 1 + 2, whatever the link is
+
+
+def past_the_dial(world):
+    world.sums = (Direct(), *world.sums)
+    return [[row["path"] for row, _ in bench.sweep(world, ("all_reduce",), [256], link=link, samples=3)]
+            for link in ("as is", "gloo")]
+
+
+def test_the_dial_leaves_out_what_it_does_not_turn():
+    """A way with a link of its own must not be recorded as if it had gone through host memory or sockets."""
+    as_is, turned = on_ranks(2, past_the_dial)[0]
+    assert as_is == ["direct", "gloo", "bare gloo"] and turned == ["gloo", "bare gloo"]
 
 
 def test_the_command_on_two_gloo_ranks(tmp_path):
