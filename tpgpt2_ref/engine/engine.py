@@ -54,7 +54,8 @@ class Engine:
         self.rung = rung
         self.kv_caches: list[torch.Tensor] = []
         self.decoder: GraphDecoder | None = None
-        self.first_forward: dict[str, int] = {}
+        self.prefills = None  # a GraphPrefill, once it is needed
+        self.first_forward: dict[str, int] | None = None
         self.seconds: dict[str, list[float]] = {"prefill": [], "decode": []}
 
     @torch.inference_mode()
@@ -113,28 +114,26 @@ class Engine:
         return torch.inference_mode()(lambda: self._prefill_logits(sequences).argmax(-1))
 
     def _prefill(self, sequences, params):
+        if self.first_forward is not None:
+            return self._append(sequences, self._prefill_logits(sequences), params)
         trace, self.world.trace = self.world.trace, self.world.trace or Trace()
         logits = self._prefill_logits(sequences)
-        self.first_forward = self.first_forward or self.world.trace.counts()
+        self.first_forward = self.world.trace.counts()
         self.world.trace = trace
         self._append(sequences, logits, params)
 
     def _prefill_logits(self, sequences) -> torch.Tensor:
-        """Logits of each prompt's last position, (B, V). What the host must know is counted on the host, and sent."""
-        def send(x):
-            return x.pin_memory().to(self.world.device, non_blocking=True) if self.world.device.type == "cuda" else x
+        """Logits of each prompt's last position, (B, V)."""
+        if self.why_eager is None:
+            from .prefill_graph import GraphPrefill
 
+            self.prefills = self.prefills or GraphPrefill(self.model, self.kv_caches, self.cache.block_size)
+            return self.prefills.logits(sequences)
+        device = self.world.device
         lengths = [len(s.prompt) for s in sequences]
         meta, positions = prefill_metadata(lengths, self._block_table(sequences), self.cache.block_size)
-        meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions, ids = map(send, (
-            meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions,
-            torch.tensor([t for s in sequences for t in s.prompt])))
-        last = meta.query_start_loc[1:].long() - 1  # last position of each prompt
-        if self.why_eager is None:
-            from .prefill_step import prefill_step
-
-            return prefill_step(self.model, ids, positions, self.kv_caches, meta, last)
-        return self.model.logits(self.model(ids, positions, self.kv_caches, meta)[last])
+        ids = torch.tensor([t for s in sequences for t in s.prompt], device=device)
+        return self.model.logits(self.model(ids, positions, self.kv_caches, meta)[meta.query_start_loc[1:].long() - 1])
 
     def _decode(self, sequences, params) -> list[float]:
         """One step, or on CUDA graphs all steps until a sequence ends; seconds of each."""
@@ -146,8 +145,7 @@ class Engine:
         ids = torch.tensor([s.new[-1] for s in sequences], device=device)
         lengths = [len(s.prompt) + len(s.new) for s in sequences]
         positions = torch.tensor(lengths, device=device) - 1
-        table = self._block_table(sequences).to(device)
-        meta = decode_metadata(positions, table, max(lengths), self.cache.block_size)
+        meta = decode_metadata(positions, self._block_table(sequences), max(lengths), self.cache.block_size)
         self._append(sequences, self.model.logits(self.model(ids, positions, self.kv_caches, meta)), params)
         return [time.perf_counter() - start]
 
@@ -159,11 +157,12 @@ class Engine:
 
     def _block_table(self, sequences) -> torch.Tensor:
         width = max(len(s.blocks) for s in sequences)
-        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32)
+        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32,
+                            device=self.world.device)
 
     def close(self) -> None:
         """Give back the cache, and the graphs that hold its addresses."""
-        self.decoder, self.kv_caches = None, []
+        self.decoder, self.prefills, self.kv_caches = None, None, []
 
 
 @torch.inference_mode()

@@ -27,14 +27,17 @@ class Kernels:
     pick: Callable
     fused_sum: bool = False
     pdl: bool = False
+    ahead: int = 0
 
     @classmethod
-    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False) -> Kernels:
+    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False,
+               ahead: int = 0) -> Kernels:
         """Those in `fused` from Triton, the others in plain torch. Triton is imported if any is.
 
         fused_sum  all-reduce, bias, residual and LayerNorm in one kernel, if the world's way to sum has one
         pdl        programmatic dependent launch of the fused ones: a kernel asks for its weights while the one
                    before it still runs (Hopper and newer)
+        ahead      products: each asks the L2 cache for the weights of the one so many behind it
         """
         from . import plain
 
@@ -44,4 +47,4 @@ class Kernels:
 
             home = {"attention": attention, "embed": sample, "pick": sample}
             chosen |= {name: bound(getattr(home.get(name, linear), name), pdl=pdl) for name in fused}
-        return cls(**chosen, fused_sum=fused_sum, pdl=pdl)
+        return cls(**chosen, fused_sum=fused_sum, pdl=pdl, ahead=ahead)

@@ -27,6 +27,15 @@ CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 
 
 @triton.jit
+def ask_ahead(ahead, lines, LINES: tl.constexpr):
+    """Ask the L2 cache for this program's share of what a later kernel will read, LINES of 128 bytes."""
+    line = tl.minimum(tl.program_id(0) * LINES + tl.arange(0, LINES), lines - 1)
+    address = (ahead + line.to(tl.int64) * 64).to(tl.int64)  # 64 elements of 16 bits
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
 def gelu_tanh(x):
     """0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)"""
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
@@ -66,19 +75,21 @@ def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, t
 
 @triton.jit
 def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, N, K: tl.constexpr, B: tl.constexpr,
+                positions, vocabulary, first_token, sampling, ahead, lines, N, K: tl.constexpr, B: tl.constexpr,
                 ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
-                PAGE: tl.constexpr, PDL: tl.constexpr):
+                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-    columns = tl.arange(0, CHUNK)[None, :] + 0 * rows  # (ROWS, CHUNK)
+    columns = tl.arange(0, CHUNK)[None, :]  # (1, CHUNK)
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
     w = ()
     for c in tl.static_range(CHUNKS):
         k = c * CHUNK + columns
-        w += (tl.load(weight + rows * K + k, mask=(rows < N) & (k < K), other=0.0),)
+        w += (tl.load(weight + rows * K + k, mask=(rows < N) & (k < K), other=0.0),)  # (ROWS, CHUNK)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
     if NORM:
         weighted = tl.zeros((ROWS, CHUNK), tl.float32)
         shifted = tl.zeros((ROWS, CHUNK), tl.float32)
@@ -95,8 +106,8 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
         gdc_wait()
     for i in tl.static_range(B):
         y = tl.zeros((ROWS, CHUNK), tl.float32)
-        total = tl.zeros((ROWS, CHUNK), tl.float32)
-        squares = tl.zeros((ROWS, CHUNK), tl.float32)
+        total = tl.zeros((1, CHUNK), tl.float32)
+        squares = tl.zeros((1, CHUNK), tl.float32)
         for c in tl.static_range(CHUNKS):
             k = c * CHUNK + columns
             xs = tl.load(x + i * K + k, mask=k < K, other=0.0).to(tl.float32)
@@ -115,9 +126,9 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
 
 @triton.jit
 def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                  positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr, B: tl.constexpr,
-                  ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
-                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+                  positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, K: tl.constexpr,
+                  B: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
+                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
     CHUNK: tl.constexpr = SLICES * DEPTH
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
@@ -132,13 +143,18 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
     w = ()
     for c in tl.static_range(CHUNKS):
         k = c * CHUNK + columns
-        wc = tl.load(weight + row[None, :, None] * K + k, mask=(row[None, :, None] < N) & (k < K), other=0.0)
-        if NORM:
-            shifted += wc.to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
-            wc = (wc.to(tl.float32) * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)).to(wc.dtype)
-            weighted += wc.to(tl.float32)
-        w += (wc,)
+        w += (tl.load(weight + row[None, :, None] * K + k, mask=(row[None, :, None] < N) & (k < K), other=0.0),)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
     if NORM:
+        wg = ()
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            shifted += w[c].to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            gain = tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+            wg += ((w[c].to(tl.float32) * gain).to(weight.dtype.element_ty),)
+            weighted += wg[c].to(tl.float32)
+        w = wg
         s = tl.sum(tl.sum(weighted, 2), 0)[:, None]
         b += tl.sum(tl.sum(shifted, 2), 0)[:, None]
     if PDL:
@@ -169,9 +185,10 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
 
 @triton.jit
 def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr, B: tl.constexpr,
-                ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, NORM: tl.constexpr,
-                BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+                positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, sums, arrived,
+                K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+                SPLITS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -181,25 +198,47 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
     from_weight = weight + tl.minimum(rows, N - 1) * K + depth[None, :]  # (ROWS, DEPTH)
     from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
     if PDL:
         gdc_wait()
     y = tl.zeros((ROWS, B), tl.float32)
-    for k in tl.range(0, K, DEPTH, num_stages=STAGES):
+    SHARE: tl.constexpr = (K + SPLITS * DEPTH - 1) // (SPLITS * DEPTH) * DEPTH  # of K, for one program
+    for k in tl.range(tl.program_id(2) * SHARE, tl.program_id(2) * SHARE + SHARE, DEPTH, num_stages=STAGES):
         w = tl.load(from_weight + k, mask=k + depth[None, :] < K, other=0.0)
         xs = tl.load(from_x + k, mask=k + depth[:, None] < K, other=0.0)
         y = tl.dot(w, xs, y)
-    finish(y + b, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions, vocabulary,
-           first_token, sampling, THEN, PAGE)
+    last = True
+    if SPLITS > 1:  # leave the sum to the last of the programs that share K
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        place = tl.arange(0, ROWS)[:, None] * B + tl.arange(0, B)[None, :]
+        tl.store(sums + (tile * SPLITS + tl.program_id(2)) * ROWS * B + place, y)
+        tl.debug_barrier()  # all of this program's stores come before its arrival
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+        if last:
+            tl.store(arrived + tile, 0)  # for the next kernel
+            y = tl.zeros((ROWS, B), tl.float32)
+            for i in tl.static_range(SPLITS):
+                y += tl.load(sums + (tile * SPLITS + i) * ROWS * B + place, volatile=True)
+    if last:
+        finish(y + b, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
+               vocabulary, first_token, sampling, THEN, PAGE)
 
 
 def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm, out: torch.Tensor,
            pdl: bool, residual=None, kv_cache=None, state: DecodeState | None = None, vocabulary: int = 0,
-           first_token: int = 0, tile: dict | None = None) -> None:
-    """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
+           first_token: int = 0, ahead: torch.Tensor | None = None, arrived: torch.Tensor | None = None,
+           tile: dict | None = None) -> None:
+    """Run `x` (B, K) through weight (N, K) and what stands around it.
+
+    ahead  weights that a later kernel reads: this one asks the L2 cache for them. `tile` overrides `tile_for`
+    """
     (batch, k), n = x.shape, weight.shape[0]
     tile = dict(tile or tile_for(then, batch, k, norm is not None))
     if "STAGES" in tile and norm is not None:  # many rows meet many programs: normalize once
         x, norm = add_norm(x, None, norm, pdl)[1], None
+    blocks = triton.cdiv(n, tile["ROWS"])
+    lines = 0 if ahead is None else ahead.nbytes // 128
     nothing = x  # a pointer that this variant never reads
     table = nothing if state is None else state.block_table
     arguments = (x, weight, nothing if bias is None else bias, nothing if norm is None else norm.weight,
@@ -207,12 +246,18 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
                  nothing if residual is None else residual, out, nothing if kv_cache is None else kv_cache,
                  0 if kv_cache is None else kv_cache.stride(0), table, 0 if state is None else table.stride(0),
                  nothing if state is None else state.positions, vocabulary, first_token,
-                 nothing if state is None else state.sampling, n)
+                 nothing if state is None else state.sampling, nothing if ahead is None else ahead, lines, n)
     options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then,
-                   PAGE=16 if state is None else state.block_size, PDL=pdl, launch_pdl=pdl, num_stages=1)
-    blocks = triton.cdiv(n, tile["ROWS"])
+                   PAGE=16 if state is None else state.block_size, PDL=pdl, launch_pdl=pdl, num_stages=1,
+                   LINES=triton.next_power_of_2(triton.cdiv(lines, blocks)) if lines else 0)
     if "STAGES" in tile:
-        wide_kernel[(blocks, triton.cdiv(batch, tile["B"]))](*arguments, batch, **options, **tile)
+        tile = dict(SPLITS=1) | tile
+        tiles = blocks * triton.cdiv(batch, tile["B"])
+        sums = nothing
+        if tile["SPLITS"] > 1:
+            sums = x.new_empty(tiles * tile["SPLITS"] * tile["ROWS"] * tile["B"], dtype=torch.float32)
+        wide_kernel[(blocks, triton.cdiv(batch, tile["B"]), tile["SPLITS"])](
+            *arguments, batch, sums, nothing if arrived is None else arrived, **options, **tile)
     elif "SLICES" in tile:
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
     else:
@@ -222,49 +267,56 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 def tile_for(then: str, batch: int, k: int, norm: bool) -> dict:
     """Tile sizes by measurement on one H200 (the chapter's table)."""
     if batch <= GEMV_BATCH:
-        rows = {"qkv": 8, "gelu": 4, "best": 16}.get(then, 8 if k <= 2048 else 2)
-        return dict(ROWS=rows, num_warps=4)
-    b = min(triton.next_power_of_2(batch), 16)
+        rows = 8 if then == "best" else 4 if norm else 2 if k <= 2048 else 1
+        return dict(ROWS=rows if k <= 1024 else max(1, rows // 2), num_warps=1)
+    b = min(triton.next_power_of_2(batch), 64)
+    if then == "best":
+        return dict(ROWS=128, B=max(b, 16), DEPTH=64, STAGES=4, num_warps=4)
+    if b > 16 or k > 4096:
+        return dict(ROWS=16, B=max(b, 16), DEPTH=128, STAGES=4, SPLITS=4 if k > 2048 else 1, num_warps=4)
     if then == "gelu":
-        return dict(ROWS=32, B=b, SLICES=4, DEPTH=64, num_warps=8)
+        return dict(ROWS=32, B=b, SLICES=4, DEPTH=64, num_warps=4)
     if k > 2048:
-        return dict(ROWS=16, B=b, SLICES=8, DEPTH=64, num_warps=8)
+        return dict(ROWS=16, B=b, SLICES=8, DEPTH=128, num_warps=8)
     return dict(ROWS=16, B=b, SLICES=4, DEPTH=64, num_warps=4)
 
 
-def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **tile):
+def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
     """x (B, D) -> q (B, D/n); k and v go into this layer's cache."""
     q = x.new_empty(x.shape[0], linear.weight.shape[0] // 3)
-    launch("qkv", x, linear.weight, linear.bias, norm, q, pdl, kv_cache=kv_cache, state=state, **tile)
+    launch("qkv", x, linear.weight, linear.bias, norm, q, pdl, kv_cache=kv_cache, state=state,
+           arrived=state.arrived, **more)
     return q
 
 
-def gelu(x: torch.Tensor, norm, linear, pdl: bool = False, **tile) -> torch.Tensor:
+def gelu(x: torch.Tensor, norm, linear, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> GELU(W norm(x) + b), (B, 4D/n)."""
     out = x.new_empty(x.shape[0], linear.weight.shape[0])
-    launch("gelu", x, linear.weight, linear.bias, norm, out, pdl, **tile)
+    launch("gelu", x, linear.weight, linear.bias, norm, out, pdl, arrived=state.arrived, **more)
     return out
 
 
-def add(x: torch.Tensor, linear, residual: torch.Tensor, pdl: bool = False, **tile) -> torch.Tensor:
+def add(x: torch.Tensor, linear, residual: torch.Tensor, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, K) -> residual + W x + b, (B, D): one rank's c_proj with what follows it."""
     out = torch.empty_like(residual)
-    launch("add", x, linear.weight, linear.bias, None, out, pdl, residual=residual, **tile)
+    launch("add", x, linear.weight, linear.bias, None, out, pdl, residual=residual,
+           arrived=state.arrived, **more)
     return out
 
 
-def partial(x: torch.Tensor, linear, bias: bool, pdl: bool = False, **tile) -> torch.Tensor:
+def partial(x: torch.Tensor, linear, bias: bool, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, K) -> W x (+ b), (B, D): one rank's part of a sum over the ranks."""
     out = x.new_empty(x.shape[0], linear.weight.shape[0])
-    launch("store", x, linear.weight, linear.bias if bias else None, None, out, pdl, **tile)
+    launch("store", x, linear.weight, linear.bias if bias else None, None, out, pdl,
+           arrived=state.arrived, **more)
     return out
 
 
-def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **tile) -> torch.Tensor:
+def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> keys (programs, B) int64: each program's best token of this rank's rows of the vocabulary."""
-    config = tile.get("tile") or tile_for("best", x.shape[0], x.shape[1], True)
-    out = torch.empty(triton.cdiv(embedding.weight.shape[0], config["ROWS"]), x.shape[0], dtype=torch.int64,
+    tile = more.get("tile") or tile_for("best", x.shape[0], x.shape[1], True)
+    out = torch.empty(triton.cdiv(embedding.weight.shape[0], tile["ROWS"]), x.shape[0], dtype=torch.int64,
                       device=x.device)
     launch("best", x, embedding.weight, None, norm, out, pdl, state=state, vocabulary=embedding.vocab_size,
-           first_token=embedding.start, **tile)
+           first_token=embedding.start, **more)
     return out

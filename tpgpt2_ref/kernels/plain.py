@@ -1,6 +1,7 @@
 """The kernels' twins in plain torch, as gpt2.py computes them: the same names, the same arguments, the same results.
 
-They run anywhere, in any dtype, and in a CUDA graph too. A kernel is right if it equals its twin.
+They run anywhere, in any dtype, and in a CUDA graph too. A kernel is right if it equals its twin. `ahead`, what a
+later kernel will read, is nothing to them.
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ def normed(x, norm):
     return x if norm is None else norm(x)
 
 
-def qkv(x, norm, linear, kv_cache, state: DecodeState):
+def qkv(x, norm, linear, kv_cache, state: DecodeState, ahead=None):
     q, k, v = F.linear(normed(x, norm), linear.weight, linear.bias).chunk(3, -1)
     heads, head_size = kv_cache.shape[-2:]
     k, v = (t.unflatten(-1, (heads, head_size)) for t in (k, v))
@@ -34,15 +35,15 @@ def attention(q, kv_cache, state: DecodeState):
     return torch.einsum("bht,bthd->bhd", p, v.float()).flatten(1).to(q.dtype)
 
 
-def gelu(x, norm, linear):
+def gelu(x, norm, linear, state, ahead=None):
     return F.gelu(F.linear(normed(x, norm), linear.weight, linear.bias), approximate="tanh")
 
 
-def add(x, linear, residual):
+def add(x, linear, residual, state, ahead=None):
     return residual + F.linear(x, linear.weight, linear.bias)
 
 
-def partial(x, linear, bias: bool):
+def partial(x, linear, bias: bool, state, ahead=None):
     return F.linear(x, linear.weight, linear.bias if bias else None)
 
 

@@ -21,7 +21,7 @@ class DecodeState:
     block_table: torch.Tensor  # (B, pages) int32
     sampling: torch.Tensor  # (2 + B,) int32: temperature's bits (0: greedy), seed, each row's sequence number
     tokens: torch.Tensor  # (B, n_positions + 1) int32 in the host's pinned memory, by position; -1: not there yet
-    arrived: torch.Tensor  # (B * heads,) int32 zeros, where programs of one attention count themselves
+    arrived: torch.Tensor  # int32 zeros, where programs that share one result count themselves
     block_size: int = 16
 
     @classmethod
@@ -31,7 +31,8 @@ class DecodeState:
 
         tokens = torch.full((batch, length + 1), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
         return cls(zeros(batch), zeros(batch), zeros(batch), zeros(batch, -(-length // block_size), dtype=torch.int32),
-                   zeros(2 + batch, dtype=torch.int32), tokens, zeros(batch * heads, dtype=torch.int32), block_size)
+                   zeros(2 + batch, dtype=torch.int32), tokens, zeros(max(4096, batch * heads), dtype=torch.int32),
+                   block_size)
 
     @property
     def batch(self) -> int:

@@ -1,0 +1,98 @@
+"""Prefills as CUDA graphs: one launch instead of a hundred and fifty, which the host needs longer for than the GPU.
+
+A graph serves all batches of a bucket: prompts up to a number, tokens up to a number. What is over is one more
+sequence, of padding tokens on page 0, so that the graph computes on nothing but finite numbers. A bucket's first
+batch runs without a graph, its second is captured: one prompt on the command line does not pay for a capture.
+"""
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+
+from ..attention.metadata import AttentionMetadata
+from .cuda_graph import CapturedStep
+from .prefill_step import prefill_step
+
+GRAPHED = ("FLASH_ATTN_3", "FLASH_ATTN_2")  # backends that ask the device for nothing while they are enqueued
+
+
+class GraphPrefill:
+    """Runs `prefill_step` for prompts that have pages. The world closes it before itself."""
+
+    def __init__(self, model, kv_caches: list[torch.Tensor], block_size: int):
+        self.model, self.kv_caches, self.block_size = model, kv_caches, block_size
+        self.buckets: dict[tuple, Bucket] = {}
+        self.seen: Counter = Counter()
+        model.world.before_close.add(self)
+
+    def logits(self, sequences: list) -> torch.Tensor:
+        """Logits of each prompt's last position, (B, V)."""
+        lengths = [len(s.prompt) for s in sequences]
+        key = bucket_of(lengths, self.model.config.n_positions)
+        self.seen[key] += 1
+        bucket = self.buckets.get(key) or Bucket(self.model, self.kv_caches, self.block_size, *key)
+        bucket.fill(sequences, lengths)
+        if self.seen[key] > 1 and self.model.world.trace is None and self.model.impl.name in GRAPHED:
+            self.buckets[key] = bucket
+            bucket.capture()
+            bucket.step.replay()
+        else:
+            bucket.run()
+        return bucket.logits[: len(sequences)]
+
+    def close(self) -> None:
+        self.buckets.clear()
+
+
+def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
+    """(sequences, tokens, longest) that a graph for these prompts is made for: at most an eighth more tokens."""
+    tokens = sum(lengths) + 1
+    grain = max(64, min(512, 1 << (tokens // 8 + 1).bit_length() - 1))
+    total = -(-tokens // grain) * grain
+    longest = max(*lengths, total - sum(lengths))
+    return 1 << len(lengths).bit_length(), total, max(min(n_positions, 1 << (longest - 1).bit_length()), longest)
+
+
+class Bucket:
+    """The tensors of one bucket, and its graph once it is captured."""
+
+    def __init__(self, model, kv_caches, block_size, sequences: int, tokens: int, longest: int):
+        self.model, self.kv_caches, self.step, self.logits = model, kv_caches, None, None
+        self.sequences, self.tokens, self.longest, self.block_size = sequences, tokens, longest, block_size
+        self.pages = -(-model.config.n_positions // block_size)
+        sizes = [tokens, tokens, tokens, sequences + 1, sequences, sequences, sequences * self.pages]
+        self.host = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=True)
+        self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=model.world.device)
+        self.on_host, self.on_device = self.host.numpy(), self.device.split(sizes)
+        self.ends = np.cumsum(sizes)[:-1]
+
+    def fill(self, sequences: list, lengths: list[int]) -> None:
+        """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
+        torch.cuda.current_stream().synchronize()  # the batch before may still be read from `host`
+        ids, positions, slots, starts, lens, last, table = np.split(self.on_host, self.ends)
+        table = table.reshape(self.sequences, self.pages)
+        real, total = len(lengths), sum(lengths)
+        self.on_host.fill(0)
+        starts[:] = self.tokens
+        starts[: real + 1] = np.cumsum([0, *lengths])
+        lens[:] = np.diff(starts)
+        last[:] = starts[1:] - 1
+        ids[:total] = np.concatenate([np.asarray(s.prompt) for s in sequences])
+        positions[:] = np.arange(self.tokens) - np.repeat(starts[:-1], lens)
+        for row, s in zip(table, sequences):
+            row[: len(s.blocks)] = s.blocks
+        page = table[np.repeat(np.arange(self.sequences), lens), positions // self.block_size]
+        slots[:] = page * self.block_size + positions % self.block_size
+        self.device.copy_(self.host, non_blocking=True)
+
+    def run(self) -> None:
+        ids, positions, slots, starts, lens, last, table = self.on_device
+        meta = AttentionMetadata(starts.int(), lens.int(), table.view(self.sequences, self.pages).int(), slots,
+                                 self.longest, self.longest, True, self.block_size)
+        self.logits = prefill_step(self.model, ids, positions, self.kv_caches, meta, last)
+
+    def capture(self) -> None:
+        if self.step is None:
+            self.step = CapturedStep(self.run)
