@@ -57,6 +57,20 @@ def test_random_shapes(name, head_size, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("name, head_size, dtype", [
+    ("FLEX_ATTENTION", 16, torch.float16), ("FLEX_ATTENTION", 80, torch.float32), ("FLEX_ATTENTION", 100, torch.float16),
+    ("FLEX_ATTENTION", 512, torch.bfloat16), ("TRITON_ATTN", 40, torch.float16), ("TRITON_ATTN", 64, torch.float32),
+    ("TRITON_ATTN", 256, torch.float32), ("XFORMERS", 40, torch.float16), ("XFORMERS", 248, torch.bfloat16),
+    ("SDPA", 80, torch.float32),
+], ids=str)
+def test_layers_that_flash_attention_does_not_take(name, head_size, dtype):
+    torch._dynamo.reset()
+    for new, cached in BY_HAND:
+        case = make_case(new, cached, 3, head_size, dtype, "cuda")
+        assert case.error(bound(name, 3, head_size, dtype)) < TOLERANCE[dtype], (new, cached)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", [n for n, row in MATRIX.items() if "fp8_e4m3" in row.cache_dtypes])
 def test_fp8_cache(name):
     """Against fp64 over the same fp8 keys and values. FlashAttention-3 rounds the queries to fp8 too."""
