@@ -114,11 +114,11 @@ def paged_prefill(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: torc
     heads, d = q.shape[1:]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_m = 64 if max_query_len > 16 else 16
-    wide = d > 128 or q.dtype.itemsize == 4  # rows of more than 256 bytes: smaller tiles, to fit in shared memory
+    row = d * q.dtype.itemsize  # bytes; the tiles below fit in 99 KiB of shared memory up to 512
     prefill_kernel[triton.cdiv(max_query_len, block_m), heads, len(lens)](
         q, k, v, out, start, lens, table, scale * math.log2(math.e), q.stride(0), k.stride(-3), out.stride(0),
-        table.stride(0), PAGE=page, D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m, BLOCK_N=32 if wide else 64,
-        num_warps=4, num_stages=2 if wide else 3)
+        table.stride(0), PAGE=page, D=d, BLOCK_D=triton.next_power_of_2(d), BLOCK_M=block_m,
+        BLOCK_N=64 if row <= 128 else 32, num_warps=4, num_stages=3 if row <= 256 else 2)
     return out
 
 
