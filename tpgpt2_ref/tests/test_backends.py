@@ -59,9 +59,9 @@ def test_random_shapes(name, head_size, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name, head_size, dtype", [
     ("FLEX_ATTENTION", 16, torch.float16), ("FLEX_ATTENTION", 80, torch.float32),
-    ("FLEX_ATTENTION", 100, torch.float16), ("FLEX_ATTENTION", 512, torch.bfloat16), ("TRITON_ATTN", 40, torch.float16), ("TRITON_ATTN", 64, torch.float32),
-    ("TRITON_ATTN", 256, torch.float32), ("XFORMERS", 40, torch.float16), ("XFORMERS", 248, torch.bfloat16),
-    ("SDPA", 80, torch.float32),
+    ("FLEX_ATTENTION", 100, torch.float16), ("FLEX_ATTENTION", 512, torch.bfloat16),
+    ("TRITON_ATTN", 40, torch.float16), ("TRITON_ATTN", 64, torch.float32), ("TRITON_ATTN", 256, torch.float32),
+    ("XFORMERS", 40, torch.float16), ("XFORMERS", 248, torch.bfloat16), ("SDPA", 80, torch.float32),
 ], ids=str)
 def test_layers_that_flash_attention_does_not_take(name, head_size, dtype):
     torch._dynamo.reset()
