@@ -63,14 +63,17 @@ class Bucket:
         self.sequences, self.tokens, self.longest, self.block_size = sequences, tokens, longest, block_size
         self.pages = -(-model.config.n_positions // block_size)
         sizes = [tokens, tokens, tokens, sequences + 1, sequences, sequences, sequences * self.pages]
-        self.host = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=True)
-        self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=model.world.device)
+        device = model.world.device
+        self.host = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        self.sent = torch.cuda.Event() if device.type == "cuda" else None
         self.on_host, self.on_device = self.host.numpy(), self.device.split(sizes)
         self.ends = np.cumsum(sizes)[:-1]
 
     def fill(self, sequences: list, lengths: list[int]) -> None:
         """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
-        torch.cuda.current_stream().synchronize()  # the batch before may still be read from `host`
+        if self.sent is not None:
+            self.sent.synchronize()  # the batch before may still be on its way
         ids, positions, slots, starts, lens, last, table = np.split(self.on_host, self.ends)
         table = table.reshape(self.sequences, self.pages)
         real, total = len(lengths), sum(lengths)
@@ -86,6 +89,8 @@ class Bucket:
         page = table[np.repeat(np.arange(self.sequences), lens), positions // self.block_size]
         slots[:] = page * self.block_size + positions % self.block_size
         self.device.copy_(self.host, non_blocking=True)
+        if self.sent is not None:
+            self.sent.record()
 
     def run(self) -> None:
         ids, positions, slots, starts, lens, last, table = self.on_device

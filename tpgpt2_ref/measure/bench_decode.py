@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import replace
+from itertools import pairwise
+from statistics import median
 
 from ..arguments import add_model_arguments, check_names, dtype
 from ..errors import UserError
@@ -60,7 +62,7 @@ def run(args, world) -> dict:
     model.config = replace(model.config, eos_token_id=None)
     why = cannot_graph(model)
     ladder = LADDER[:1] if why else rungs(world.size, is_hopper(world.device))
-    rows, samples = [], []
+    rows, samples, copy = [], [], copy_gb_per_s(world.device)
     for batch in args.batch:
         for rung in ladder:
             if args.rung is None or rung.name in args.rung:
@@ -70,6 +72,7 @@ def run(args, world) -> dict:
         if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch)):
             rows.append(row("transformers", "generate", batch, args, world, "none", times))
             samples.append(times)
+    rows = [{**r, "copy_gb_per_s": copy} for r in rows]
     result = {"bench": "decode", "machine": machine_card(), "rows": rows, "why_eager": why}
     if args.record and world.rank == 0:
         result["saved"] = str(save(Run("decode", result["machine"], rows), args.record, samples))
@@ -87,6 +90,24 @@ def step_times(model, rung, batch: int, prompt_len: int, new_tokens: int) -> lis
         engine.generate(prompts, new_tokens)
     engine.close()
     return [s * 1e6 for s in engine.seconds["decode"]]
+
+
+def copy_gb_per_s(device) -> float | None:
+    """What the GPU's memory gives a large copy, bytes read and written: by it the chapter counts a step's floor."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    a, times = torch.empty(1 << 30, dtype=torch.uint8, device=device), []
+    b = torch.empty_like(a)
+    for _ in range(12):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        b.copy_(a)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return round(2 * a.nbytes / median(times[2:]) / 1e6, 1)
 
 
 def random_prompts(vocabulary: int, batch: int, length: int) -> list[list[int]]:
@@ -120,7 +141,7 @@ def peer_times(args, config, world, batch: int) -> list[float]:
         clock = Clock()
         peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens, do_sample=False,
                       stopping_criteria=[clock], pad_token_id=0)
-    return [(b - a) * 1e6 for a, b in zip(clock.times, clock.times[1:])]
+    return [(b - a) * 1e6 for a, b in pairwise(clock.times)]
 
 
 def peer_model(config, dtype_name: str, world):

@@ -1,6 +1,7 @@
 """The engine's decode: the step made of twins is gpt2.py's, rows end when they should, and noise is where it stands."""
 from __future__ import annotations
 
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from tpgpt2_ref.config import CacheConfig
 from tpgpt2_ref.engine import Engine, SamplingParams, decoder
+from tpgpt2_ref.engine.engine import Sequence
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
 from tpgpt2_ref.engine.sampling import sample
 from tpgpt2_ref.kernels import KERNELS
@@ -88,6 +90,41 @@ def test_the_cache_stays_where_it_is(uncaptured):
         engine.generate(PROMPTS, 5)
         caches.add(engine.kv_caches[0].data_ptr())
     assert len(caches) == 1  # graphs hold its address
+
+
+def test_prefill_of_a_bucket(monkeypatch):
+    """Prompts, and what fills the bucket up behind them: gpt2.py's logits and cache."""
+    pytest.importorskip("triton")
+    from tpgpt2_ref.engine import prefill_graph, prefill_step
+    from tpgpt2_ref.kernels import plain
+
+    for name in ("add_norm", "write_cache"):
+        monkeypatch.setattr(prefill_step, name, getattr(plain, name))
+    engine = Engine(load_model("random:gpt2-test", World.single()))
+    for prompts in (PROMPTS, PROMPTS[2:3], [[3] * 64, [4] * 127]):
+        sequences = [Sequence(i, p, 1) for i, p in enumerate(prompts)]
+        engine._admit(deque(sequences), [], engine._cache_for(sequences))
+        with torch.inference_mode():
+            want = engine._prefill_logits(sequences)
+            pages = [kv.clone() for kv in engine.kv_caches]
+            for kv in engine.kv_caches:
+                kv.zero_()
+            got = prefill_graph.GraphPrefill(engine.model, engine.kv_caches, 16).logits(sequences)
+        assert (got - want).abs().max() < 1e-4
+        held = sorted(page for s in sequences for page in s.blocks)
+        for kv, reference in zip(engine.kv_caches, pages):
+            assert (kv - reference)[:, held].abs().max() < 1e-4
+        engine.close()
+
+
+def test_buckets_hold_their_batches():
+    from tpgpt2_ref.engine.prefill_graph import bucket_of
+
+    for lengths in ([1], [1024], [1000] * 8, [1, 2, 3], [1024] * 64, [127] * 3):
+        sequences, tokens, longest = bucket_of(lengths, 1024)
+        padding = tokens - sum(lengths)
+        assert sequences > len(lengths) and 0 < padding <= max(64, sum(lengths) / 8 + 1) and padding <= 512
+        assert longest >= max(*lengths, padding) and longest <= 1024
 
 
 def test_why_not_graphs():
