@@ -1,0 +1,217 @@
+"""The products of a decode step on the device: B rows of x meet a whole matrix W (N, K), and the time is that to read W.
+
+    gemv     1 to 4 rows of x      multiply-adds; a program is one warp with ROWS rows of W in registers
+    skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed at the end
+    wide     more                  tensor cores; a tile of W and one of x pass by in pieces of K, split over programs
+
+gemv and skinny ask for their rows of W first, and only then wait for the kernel before (programmatic dependent
+launch, `PDL`). LayerNorm is slid behind the product, so that all that depends on weights alone is done by then:
+
+    W ((x - mean) / std * g + b_n) + b  =  (W_g x - mean s) / std + t,   W_g = W * g,  s = W_g 1,  t = W b_n + b
+"""
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .sample import LEAST_KEY, gumbel_of, order_key, row_hash
+
+
+@triton.jit
+def ask_ahead(ahead, lines, LINES: tl.constexpr):
+    """Ask the L2 cache for this program's share of what a later kernel will read, LINES of 128 bytes."""
+    line = tl.minimum(tl.program_id(0) * LINES + tl.arange(0, LINES), lines - 1)
+    address = (ahead + line.to(tl.int64) * 64).to(tl.int64)  # 64 elements of 16 bits
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32,
+                              is_pure=False, pack=1)
+
+
+@triton.jit
+def gelu_tanh(x):
+    """0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3)"""
+    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+
+
+@triton.jit
+def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
+           vocabulary, first_token, sampling, THEN: tl.constexpr, PAGE: tl.constexpr):
+    """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind."""
+    inside = (rows < N) & (batch < batch_size)
+    at = batch * N + rows
+    if THEN == "store":
+        tl.store(out + at, y, mask=inside)
+    elif THEN == "gelu":
+        tl.store(out + at, gelu_tanh(y), mask=inside)
+    elif THEN == "add":
+        tl.store(out + at, y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32), mask=inside)
+    elif THEN == "qkv":
+        width = N // 3
+        part, column = rows // width, rows % width  # 0, 1, 2: q, k, v
+        position = tl.load(positions + batch, mask=batch < batch_size, other=0)
+        page = tl.load(table + batch * table_stride + position // PAGE, mask=batch < batch_size, other=0)
+        slot = page.to(tl.int64) * PAGE + position % PAGE
+        tl.store(out + batch * width + column, y, mask=inside & (part == 0))
+        tl.store(kv + (part - 1) * kv_stride + slot * width + column, y, mask=inside & (part > 0))
+    elif THEN == "best":
+        token = rows + first_token
+        temperature = tl.load(sampling).to(tl.float32, bitcast=True)
+        if temperature > 0:  # Gumbel-max: the largest of logits / temperature + noise is a fair draw
+            number = tl.load(sampling + 2 + batch, mask=batch < batch_size, other=0)
+            position = tl.load(positions + batch, mask=batch < batch_size, other=0).to(tl.int32) + 1
+            y = y / temperature + gumbel_of(row_hash(tl.load(sampling + 1), number, position), token)
+        key = tl.where((rows < N) & (token < vocabulary), order_key(y, token), LEAST_KEY)
+        column = tl.max(batch, 0)
+        tl.store(out + tl.program_id(0) * batch_size + column, tl.max(key, 0), mask=column < batch_size)
+
+
+@triton.jit
+def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                positions, vocabulary, first_token, sampling, ahead, lines, N, K: tl.constexpr, B: tl.constexpr,
+                ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+    CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
+    if PDL:
+        gdc_launch_dependents()
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    columns = tl.arange(0, CHUNK)[None, :]  # (1, CHUNK)
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    w = ()
+    for c in tl.static_range(CHUNKS):
+        k = c * CHUNK + columns
+        w += (tl.load(weight + rows * K + k, mask=(rows < N) & (k < K), other=0.0),)  # (ROWS, CHUNK)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
+    if NORM:
+        weighted = tl.zeros((ROWS, CHUNK), tl.float32)
+        shifted = tl.zeros((ROWS, CHUNK), tl.float32)
+        wg = ()
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            shifted += w[c].to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            wg += (w[c].to(tl.float32) * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32),)
+            weighted += wg[c]
+        s = tl.sum(weighted, 1)[:, None]
+        b += tl.sum(shifted, 1)[:, None]
+        w = wg
+    if PDL:
+        gdc_wait()
+    for i in tl.static_range(B):
+        y = tl.zeros((ROWS, CHUNK), tl.float32)
+        total = tl.zeros((1, CHUNK), tl.float32)
+        squares = tl.zeros((1, CHUNK), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            xs = tl.load(x + i * K + k, mask=k < K, other=0.0).to(tl.float32)
+            y += w[c].to(tl.float32) * xs
+            if NORM:
+                total += xs
+                squares += xs * xs
+        product = tl.sum(y, 1)[:, None]  # (ROWS, 1)
+        if NORM:
+            mean = tl.sum(total, 1)[:, None] / K
+            variance = tl.sum(squares, 1)[:, None] / K - mean * mean
+            product = (product - mean * s) * tl.rsqrt(variance + eps)
+        finish(product + b, rows, i + tl.arange(0, 1)[None, :], N, B, residual, out, kv, kv_stride, table,
+               table_stride, positions, vocabulary, first_token, sampling, THEN, PAGE)
+
+
+@triton.jit
+def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                  positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, K: tl.constexpr,
+                  B: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
+                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+    CHUNK: tl.constexpr = SLICES * DEPTH
+    CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, SLICES)[:, None, None] * DEPTH + tl.arange(0, DEPTH)[None, None, :]  # (SLICES, 1, DEPTH)
+    columns = column + 0 * row[None, :, None]  # (SLICES, ROWS, DEPTH)
+    rows = row[:, None]
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    weighted = tl.zeros((SLICES, ROWS, DEPTH), tl.float32)
+    shifted = tl.zeros((SLICES, ROWS, DEPTH), tl.float32)
+    w = ()
+    for c in tl.static_range(CHUNKS):
+        k = c * CHUNK + columns
+        w += (tl.load(weight + row[None, :, None] * K + k, mask=(row[None, :, None] < N) & (k < K), other=0.0),)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
+    if NORM:
+        wg = ()
+        for c in tl.static_range(CHUNKS):
+            k = c * CHUNK + columns
+            shifted += w[c].to(tl.float32) * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+            gain = tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)
+            wg += ((w[c].to(tl.float32) * gain).to(weight.dtype.element_ty),)
+            weighted += wg[c].to(tl.float32)
+        w = wg
+        s = tl.sum(tl.sum(weighted, 2), 0)[:, None]
+        b += tl.sum(tl.sum(shifted, 2), 0)[:, None]
+    if PDL:
+        gdc_wait()
+    for tile in range(tl.program_id(1), tl.cdiv(batch_size, B), tl.num_programs(1)):
+        batch = tile * B + tl.arange(0, B)
+        sequence = batch[None, :, None]
+        xs = ()  # of (SLICES, B, DEPTH)
+        for c in tl.static_range(CHUNKS):
+            kx = c * CHUNK + column
+            xs += (tl.load(x + sequence * K + kx, mask=(sequence < batch_size) & (kx < K), other=0.0),)
+        total = tl.zeros((SLICES, B, DEPTH), tl.float32)
+        squares = tl.zeros((SLICES, B, DEPTH), tl.float32)
+        y = tl.zeros((SLICES, ROWS, B), tl.float32)
+        for c in tl.static_range(CHUNKS):
+            if NORM:
+                total += xs[c].to(tl.float32)
+                squares += xs[c].to(tl.float32) * xs[c].to(tl.float32)
+            y = tl.dot(w[c], tl.permute(xs[c], (0, 2, 1)), y)
+        product = tl.sum(y, 0)  # (ROWS, B)
+        if NORM:
+            mean = tl.sum(tl.sum(total, 2), 0)[None, :] / K
+            variance = tl.sum(tl.sum(squares, 2), 0)[None, :] / K - mean * mean
+            product = (product - mean * s) * tl.rsqrt(variance + eps)
+        finish(product + b, rows, batch[None, :], N, batch_size, residual, out, kv, kv_stride, table, table_stride,
+               positions, vocabulary, first_token, sampling, THEN, PAGE)
+
+
+@triton.jit
+def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
+                positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, sums, arrived,
+                K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+                SPLITS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    rows = row[:, None]
+    batch = tl.program_id(1) * B + tl.arange(0, B)[None, :]
+    depth = tl.arange(0, DEPTH)
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
+    from_weight = weight + tl.minimum(rows, N - 1) * K + depth[None, :]  # (ROWS, DEPTH)
+    from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
+    if LINES:
+        ask_ahead(ahead, lines, LINES)
+    if PDL:
+        gdc_wait()
+    y = tl.zeros((ROWS, B), tl.float32)
+    SHARE: tl.constexpr = (K + SPLITS * DEPTH - 1) // (SPLITS * DEPTH) * DEPTH  # of K, for one program
+    for k in tl.range(tl.program_id(2) * SHARE, tl.program_id(2) * SHARE + SHARE, DEPTH, num_stages=STAGES):
+        w = tl.load(from_weight + k, mask=k + depth[None, :] < K, other=0.0)
+        xs = tl.load(from_x + k, mask=k + depth[:, None] < K, other=0.0)
+        y = tl.dot(w, xs, y)
+    last = True
+    if SPLITS > 1:  # leave the sum to the last of the programs that share K
+        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        place = tl.arange(0, ROWS)[:, None] * B + tl.arange(0, B)[None, :]
+        tl.store(sums + (tile * SPLITS + tl.program_id(2)) * ROWS * B + place, y)
+        tl.debug_barrier()  # all of this program's stores come before its arrival
+        last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+        if last:
+            tl.store(arrived + tile, 0)  # for the next kernel
+            y = tl.zeros((ROWS, B), tl.float32)
+            for i in tl.static_range(SPLITS):
+                y += tl.load(sums + (tile * SPLITS + i) * ROWS * B + place, volatile=True)
+    if last:
+        finish(y + b, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
+               vocabulary, first_token, sampling, THEN, PAGE)
