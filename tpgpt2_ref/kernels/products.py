@@ -1,7 +1,7 @@
-"""The products of a decode step on the device: B rows of x meet a whole matrix W (N, K), and the time is that to read W.
+"""The products of a decode step on the device: B rows of x meet a whole matrix W (N, K). The time is that to read W.
 
     gemv     1 to 4 rows of x      multiply-adds; a program is one warp with ROWS rows of W in registers
-    skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed at the end
+    skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed behind
     wide     more                  tensor cores; a tile of W and one of x pass by in pieces of K, split over programs
 
 gemv and skinny ask for their rows of W first, and only then wait for the kernel before (programmatic dependent
