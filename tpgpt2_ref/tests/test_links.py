@@ -119,8 +119,14 @@ def test_a_bench_that_fails_says_what_the_bench_said():
         list(links._rows([[sys.executable, "-c", script]], "sockets"))
 
 
-@pytest.mark.skipif(two_hosts.missing() is not None, reason=str(two_hosts.missing()))
-def test_torchrun_between_two_namespaces():
+@pytest.fixture
+def namespaces():
+    """Skips where this machine can't play two hosts, with the reason."""
+    if reason := two_hosts.missing():
+        pytest.skip(reason)
+
+
+def test_torchrun_between_two_namespaces(namespaces):
     """Two hosts, a cable of 200 Mbit/s: the same greedy ids as one rank, and the cable bounds what is measured."""
     argv = ["generate", "--model", "random:gpt2-test", "--device", "cpu", "--prompt-ids", "1,2,3", "--max-new-tokens",
             "4", "--json"]
@@ -136,8 +142,7 @@ def test_torchrun_between_two_namespaces():
     assert not [name for name in os.listdir("/run/netns") if name in {host.namespace for host in hosts}]
 
 
-@pytest.mark.skipif(two_hosts.missing() is not None, reason=str(two_hosts.missing()))
-def test_the_cable_bounds_what_is_measured():
+def test_the_cable_bounds_what_is_measured(namespaces):
     rows = [row for row, _ in links.sweep("two hosts", 2, ("--sizes", "1M", "--ops", "all_reduce", "--samples", "3"))]
     assert {r["path"] for r in rows} == {"gloo/two-hosts", "bare gloo/two-hosts"}
     assert {r["link"] for r in rows} == {"two network namespaces, shaped to 1 Gbit/s"}
