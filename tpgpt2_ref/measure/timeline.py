@@ -42,11 +42,11 @@ def hooks(model, trace: Trace):
 
     for module in watched.values():
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    model.world.trace, before_us = trace, model.world.trace
+    model.world.trace, previous = trace, model.world.trace
     try:
         yield trace
     finally:
-        model.world.trace = before_us
+        model.world.trace = previous
         for handle in handles:
             handle.remove()
 
@@ -86,7 +86,6 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
         runs.append((spans(trace), _origin_us(trace)))
     by_length = sorted(range(repeats), key=lambda i: _end(runs[i][0]))
     chosen, origin = runs[gather_objects(by_length[repeats // 2], world)[0]]  # rank 0 picks
-    del trace  # its events, before the process group goes
     merged = merge(gather_objects({"spans": chosen, "origin_us": origin, "host": _host()}, world))
     return {**merged, "untraced_us": max(gather_objects(untraced, world))}
 
@@ -170,7 +169,7 @@ def align(by_rank: list[dict], calls: list[list[dict]]) -> tuple[str, list[float
     late = [[zero - end for zero, end in zip(ends[0], mine, strict=True)] for mine in ends]
     offsets = [median(differences) for differences in late]
     left = [abs(d - offset) for differences, offset in zip(late[1:], offsets[1:], strict=True) for d in differences]
-    return "set by the ends of the collectives", offsets, quantiles(left, n=10)[-1]
+    return "set by the ends of the collectives", offsets, quantiles([0.0, *left], n=10)[-1]
 
 
 def text(timeline: dict) -> str:
