@@ -77,9 +77,11 @@ def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) 
     if samples is not None and len(samples) != len(run.rows):
         raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
     _write(path, document, run.rows)
+    raw = path.parent / "raw" / path.name
+    raw.unlink(missing_ok=True)  # those of an earlier run are not this one's
     if samples is not None:
-        raw = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
-        _write(path.parent / "raw" / path.name, raw, [{"us": [round(x, 3) for x in s]} for s in samples])
+        head = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
+        _write(raw, head, [{"us": [round(x, 3) for x in s]} for s in samples])
     return path
 
 

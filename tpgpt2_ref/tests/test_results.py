@@ -36,6 +36,11 @@ def test_a_run_reads_back_as_it_was_written(path):
     assert run.machine["device"] in run.label and run.recorded_at[:10] in run.label
 
 
+def test_samples_of_an_earlier_run_do_not_stay(path, tmp_path):
+    results.save(results.Run("collectives", results.machine_card(), [ROW]), tmp_path)
+    assert len(results.load(path).rows) == 1 and not (path.parent / "raw" / path.name).exists()
+
+
 def test_a_shared_gpu_is_in_the_label():
     card = {**results.machine_card(), "environment": {"TPGPT2_SHARE_GPU": "1"}}
     assert "no time here means anything" in results.Run("collectives", card, [ROW]).label
