@@ -53,6 +53,7 @@ def test_parts_become_one_file_with_its_samples(tmp_path):
 
 def test_a_copy_without_git_gets_the_commit_it_was_told(tmp_path):
     run = results.Run("other", results.machine_card(), [{"n": 1}], "2026-01-01T00:00:00+00:00", "unknown")
-    path = results.save(run, tmp_path / "results")
+    path = results.save(run, tmp_path / "results", [[1.0]])
     gpu_run.stamp(tmp_path, "abc123")
+    assert json.loads((path.parent / "raw" / path.name).read_text())["commit"] == "abc123"
     assert results.load(path).commit == "abc123" and results.load(path).recorded_at == run.recorded_at
