@@ -106,6 +106,18 @@ def test_counts_and_bytes_are_the_recorders(name, tp, plan):
     assert recorded == priced
 
 
+def test_what_a_way_to_sum_cannot_do_goes_over_its_link_by_nccl():
+    """push sums and gathers nothing: the logits' all-gather is NCCL's, on the same link."""
+    model = cost.fit_collectives([r for path in ("nccl", "nccl/sockets") for r in curve(truth, "all_gather", path)]
+                                 + curve(lambda n: 3 + n / 50e3, path="push"))
+    assert cost_forward.path_of(model, "all_reduce", "push") == "push"
+    assert cost_forward.path_of(model, "all_gather", "push") == "nccl"
+    assert cost_forward.path_of(model, "all_gather", "push/sockets") == "nccl/sockets"
+    step = cost_forward.forward(model, FAMILY["gpt2"], 2, 1, 1, path="push")
+    assert step["paths"] == {"all_reduce": "push", "all_gather": "nccl"}
+    assert step["communication_us"] == pytest.approx(25 * (3 + 1536 / 50e3) + truth(50304), rel=0.02)
+
+
 def test_weights_of_gpt2_are_247_megabytes():
     """In bf16 on one rank a decode step reads 12 blocks and the tied head."""
     _, layers, weights, cache, flops = cost_forward.work(FAMILY["gpt2"], 1, 1, 1, 511)
