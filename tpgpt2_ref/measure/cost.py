@@ -84,7 +84,9 @@ def predict(model: list[dict], op: str, nbytes: int, world: int, path: str | Non
     A world that was not measured is put together on paper, as a ring would run it, and says so.
     """
     rows = [r for r in model if r["op"] == op and r["graph"] == graph and (path in (None, r["path"]))]
-    rows = [r for r in rows if path or not r["path"].startswith("bare ")]
+    if path is None:  # the machine's own links before those of the dial
+        rows = [r for r in rows if not r["path"].startswith("bare ")]
+        rows = [r for r in rows if "/" not in r["path"]] or rows
     if not rows:
         known = sorted({f"{r['op']} over {r['path']}{' in a graph' if r['graph'] else ''}" for r in model
                         if "from_bytes" in r and not r["path"].startswith("bare ")})

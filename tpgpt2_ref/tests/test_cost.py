@@ -71,7 +71,7 @@ def test_too_few_sizes_are_refused():
 
 def test_predict_takes_the_fastest_path_or_the_one_named():
     model = cost.fit_collectives(curve(truth) + curve(lambda n: 4 + n / 50e3, path="one_shot")
-                                 + curve(lambda n: 1.0, path="bare nccl")
+                                 + curve(lambda n: 1.0, path="bare nccl") + curve(lambda n: 1.0, path="gloo/two-hosts")
                                  + curve(lambda n: 5 * truth(n), path="nccl/sockets"))
     assert cost.predict(model, "all_reduce", 1024, 2)["path"] == "one_shot"
     big = cost.predict(model, "all_reduce", 2**28, 2)
