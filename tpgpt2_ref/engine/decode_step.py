@@ -10,6 +10,7 @@ from ..attention.metadata import decode_metadata
 from ..kernels import Kernels
 from ..kernels.plain import order_key
 from ..kernels.state import DecodeState
+from ..kernels.tiles import measured_for
 from ..parallel.collectives import all_gather, all_reduce
 from ..request import SamplingParams
 from .sampling import sample
@@ -18,9 +19,10 @@ HEAD_AHEAD = 24 << 20  # bytes, out of an L2 cache of 50 to 60 MB
 
 
 def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernels: Kernels,
-                params: SamplingParams | None = None) -> None:
+                params: SamplingParams | None = None, ahead: int | None = None) -> None:
     """Write the newest tokens' keys and values, and put the next token of every row into `state`.
 
+    ahead   how many products ahead weights are asked for, if `kernels` do that; None: as measured for this batch
     params  None: greedy or at a temperature, as `state.sampling` says. Top-k and top-p need all logits in one place:
             they are given here, and become part of a captured step
     """
@@ -29,13 +31,14 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     x = all_reduce(x, world, model.wte.name)
     norms = [block.ln_1 for block in model.h[1:]] + [model.ln_f]  # the one behind each block
     normed, norm = x, model.h[0].ln_1
-    ahead = iter(weights_ahead(model, k.ahead))
+    ahead = measured_for(state.batch)["ahead"] if ahead is None else ahead
+    asked = iter(weights_ahead(model, ahead if k.ahead else 0))
     for block, kv_cache, next_norm in zip(model.h, kv_caches, norms):
-        q = k.qkv(normed, norm, block.attn.c_attn, kv_cache, state, ahead=next(ahead))  # (B, D) -> (B, D/n)
+        q = k.qkv(normed, norm, block.attn.c_attn, kv_cache, state, ahead=next(asked))  # (B, D) -> (B, D/n)
         out = k.attention(q, kv_cache, state)  # (B, D/n)
-        x, normed, norm = row_parallel(out, block.attn.c_proj, x, block.ln_2, k, state, world, next(ahead))  # -> (B, D)
-        inner = k.gelu(normed, norm, block.mlp.c_fc, state, ahead=next(ahead))  # (B, D) -> (B, 4D/n)
-        x, normed, norm = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world, next(ahead))  # -> (B, D)
+        x, normed, norm = row_parallel(out, block.attn.c_proj, x, block.ln_2, k, state, world, next(asked))  # -> (B, D)
+        inner = k.gelu(normed, norm, block.mlp.c_fc, state, ahead=next(asked))  # (B, D) -> (B, 4D/n)
+        x, normed, norm = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world, next(asked))  # -> (B, D)
     if params is not None:
         keys = sampled_key(model.logits(norm(normed) if norm else normed), state, params)
     else:

@@ -18,7 +18,7 @@ class Rung:
     fused: tuple[str, ...] = KERNELS  # the functions of a step that are kernels of our own
     fused_sum: bool = False
     pdl: bool = False
-    ahead: int = 0
+    ahead: bool = False
 
     def kernels(self) -> Kernels:
         return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.ahead)
@@ -37,8 +37,8 @@ LADDER = (
     Rung("+sum", "all-reduce, bias, residual and LayerNorm in one kernel", fused_sum=True),
     Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
          fused_sum=True, pdl=True),
-    Rung("+ahead", "each product asks the L2 cache for the weights of the third behind it",
-         fused_sum=True, pdl=True, ahead=3),
+    Rung("+ahead", "each product asks the L2 cache for the weights of one that comes a few products later",
+         fused_sum=True, pdl=True, ahead=True),
 )
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .state import DecodeState
+from .tiles import measured_for
 
 
 @triton.jit
@@ -68,10 +69,11 @@ def decode_attention_kernel(q, kv, kv_stride, table, table_stride, positions, ou
         gdc_wait()
 
 
-def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, block: int = 256,
-              warps: int = 8) -> torch.Tensor:
+def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False,
+              tile: dict | None = None) -> torch.Tensor:
     """q (B, D/n) over this layer's cache, the newest token included -> (B, D/n)."""
     heads, head_size = kv_cache.shape[-2:]
+    block, warps = (tile or measured_for(state.batch)["attention"]).values()
     blocks = triton.cdiv(state.block_table.shape[1] * state.block_size, block)
     out = torch.empty_like(q)
     places = q.shape[0] * heads * triton.next_power_of_2(blocks)

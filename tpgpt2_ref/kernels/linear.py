@@ -12,8 +12,8 @@ import triton
 from .prefill import add_norm
 from .products import gemv_kernel, skinny_kernel, wide_kernel
 from .state import DecodeState
+from .tiles import tile_for
 
-GEMV_BATCH = 4  # rows of x up to which plain multiply-adds beat tensor cores
 CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 
 
@@ -26,7 +26,7 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     ahead  weights that a later kernel reads: this one asks the L2 cache for them. `tile` overrides `tile_for`
     """
     (batch, k), n = x.shape, weight.shape[0]
-    tile = dict(tile or tile_for(then, batch, k, norm is not None))
+    tile = dict(tile or tile_for(then, batch, k))
     if "STAGES" in tile and norm is not None:  # many rows meet many programs: normalize once
         x, norm = add_norm(x, None, norm, pdl)[1], None
     blocks = triton.cdiv(n, tile["ROWS"])
@@ -51,23 +51,6 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
     else:
         gemv_kernel[(blocks,)](*arguments, B=batch, CHUNK=CHUNK, **options, **tile)
-
-
-def tile_for(then: str, batch: int, k: int, norm: bool) -> dict:
-    """Tile sizes by measurement on one H200 (the chapter's table)."""
-    if batch <= GEMV_BATCH:
-        rows = 8 if then == "best" else 4 if norm else 2 if k <= 2048 else 1
-        return dict(ROWS=rows if k <= 1024 else max(1, rows // 2), num_warps=1)
-    b = min(triton.next_power_of_2(batch), 64)
-    if then == "best":
-        return dict(ROWS=128, B=max(b, 16), DEPTH=64, STAGES=4, num_warps=4)
-    if b > 16 or k > 4096:
-        return dict(ROWS=16, B=max(b, 16), DEPTH=128, STAGES=4, SPLITS=4 if k > 2048 else 1, num_warps=4)
-    if then == "gelu":
-        return dict(ROWS=32, B=b, SLICES=4, DEPTH=64, num_warps=4)
-    if k > 2048:
-        return dict(ROWS=16, B=b, SLICES=8, DEPTH=128, num_warps=8)
-    return dict(ROWS=16, B=b, SLICES=4, DEPTH=64, num_warps=4)
 
 
 def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
@@ -100,7 +83,7 @@ def partial(x: torch.Tensor, linear, bias: bool, state: DecodeState, pdl: bool =
 
 def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> keys (programs, B) int64: each program's best token of this rank's rows of the vocabulary."""
-    tile = more.pop("tile", None) or tile_for("best", x.shape[0], x.shape[1], norm is not None)
+    tile = more.pop("tile", None) or tile_for("best", *x.shape)
     programs = triton.cdiv(embedding.weight.shape[0], tile["ROWS"])
     out = torch.empty(programs, x.shape[0], dtype=torch.int64, device=x.device)
     launch("best", x, embedding.weight, None, norm, out, state, pdl, vocabulary=embedding.vocab_size,

@@ -63,6 +63,12 @@ def order_key(value: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     return ordered.long() << 32 | (0x7FFFFFFF - token.long())
 
 
+def key_value(key: torch.Tensor) -> torch.Tensor:
+    """The value in a key of `order_key`."""
+    ordered = (key >> 32).int()
+    return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
+
+
 def pick(keys, state: DecodeState):
     """Not for a CUDA graph: torch has no way to write the host's memory from the device by position."""
     token = 0x7FFFFFFF - (keys.amax(0) & 0xFFFFFFFF)

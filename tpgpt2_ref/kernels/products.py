@@ -1,6 +1,6 @@
 """The products of a decode step on the device: B rows of x meet a whole matrix W (N, K). The time is that to read W.
 
-    gemv     1 to 4 rows of x      multiply-adds; a program is one warp with ROWS rows of W in registers
+    gemv     1 to 4 rows of x      multiply-adds; ROWS rows of W in registers, a warp to a row or to all of them
     skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed behind
     wide     more                  tensor cores; a tile of W and one of x pass by in pieces of K, split over programs
 
@@ -68,13 +68,15 @@ def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, t
 @triton.jit
 def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
                 positions, vocabulary, first_token, sampling, ahead, lines, N, K: tl.constexpr, B: tl.constexpr,
-                ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
-                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+                ROWS: tl.constexpr, CHUNK: tl.constexpr, SPREAD: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
+                THEN: tl.constexpr, PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-    columns = tl.arange(0, CHUNK)[None, :]  # (1, CHUNK)
+    columns = tl.arange(0, CHUNK)[None, :]  # (1, CHUNK): a warp that holds all ROWS reads x once for them
+    if SPREAD:  # several warps: each reads x itself, which costs less than to pass it between them
+        columns += 0 * rows  # (ROWS, CHUNK)
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
     w = ()
     for c in tl.static_range(CHUNKS):
@@ -98,8 +100,8 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
         gdc_wait()
     for i in tl.static_range(B):
         y = tl.zeros((ROWS, CHUNK), tl.float32)
-        total = tl.zeros((1, CHUNK), tl.float32)
-        squares = tl.zeros((1, CHUNK), tl.float32)
+        total = (0 * columns).to(tl.float32)
+        squares = (0 * columns).to(tl.float32)
         for c in tl.static_range(CHUNKS):
             k = c * CHUNK + columns
             xs = tl.load(x + i * K + k, mask=k < K, other=0.0).to(tl.float32)

@@ -63,19 +63,18 @@ def run(args, world) -> dict:
     why = cannot_graph(model)
     ladder = LADDER[:1] if why else rungs(world.size, is_hopper(world.device))
     rows, samples, copy = [], [], copy_gb_per_s(world.device)
+    result = {"bench": "decode", "machine": machine_card(), "rows": rows, "why_eager": why}
     for batch in args.batch:
         for rung in ladder:
             if args.rung is None or rung.name in args.rung:
                 times = step_times(model, rung, batch, args.prompt_len, args.new_tokens)
-                rows.append(row("tpgpt2", rung.name, batch, args, world, sum_name(model, batch, world), times))
+                rows.append(row("tpgpt2", rung.name, batch, args, world, sum_name(model, batch, world), times, copy))
                 samples.append(times)
         if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch)):
-            rows.append(row("transformers", "generate", batch, args, world, "none", times))
+            rows.append(row("transformers", "generate", batch, args, world, "none", times, copy))
             samples.append(times)
-    rows = [{**r, "copy_gb_per_s": copy} for r in rows]
-    result = {"bench": "decode", "machine": machine_card(), "rows": rows, "why_eager": why}
-    if args.record and world.rank == 0:
-        result["saved"] = str(save(Run("decode", result["machine"], rows), args.record, samples))
+        if args.record and world.rank == 0 and rows:  # after each batch: a run that is cut short leaves what it has
+            result["saved"] = str(save(Run("decode", result["machine"], rows), args.record, samples))
     return result
 
 
@@ -85,9 +84,11 @@ def step_times(model, rung, batch: int, prompt_len: int, new_tokens: int) -> lis
 
     engine = Engine(model, rung=rung)
     prompts = random_prompts(model.config.vocab_size, batch, prompt_len)
-    for _ in range(2):
-        engine.seconds["decode"].clear()
-        engine.generate(prompts, new_tokens)
+    engine.generate(prompts, 4)
+    engine.seconds["decode"].clear()
+    engine.generate(prompts, new_tokens)
+    if rung.graph and engine.why_eager:
+        raise RuntimeError(f"rung {rung.name}: {engine.why_eager}")
     engine.close()
     return [s * 1e6 for s in engine.seconds["decode"]]
 
@@ -137,9 +138,9 @@ def peer_times(args, config, world, batch: int) -> list[float]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    for _ in range(2):
+    for new_tokens in (4, args.new_tokens):
         clock = Clock()
-        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=args.new_tokens, do_sample=False,
+        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
                       stopping_criteria=[clock], pad_token_id=0)
     return [(b - a) * 1e6 for a, b in pairwise(clock.times)]
 
@@ -163,13 +164,14 @@ def sum_name(model, batch: int, world) -> str:
     return next(way.name for way in world.sums if way.takes(x))
 
 
-def row(engine: str, rung: str, batch: int, args, world, sums: str, times: list[float]) -> dict:
+def row(engine: str, rung: str, batch: int, args, world, sums: str, times: list[float],
+        copy: float | None) -> dict:
     ordered = sorted(times)
     at = {f"us_per_step_{name}": round(ordered[int(share * (len(ordered) - 1))], 2)
           for name, share in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))}
     return {"engine": engine, "model": args.model.removeprefix("random:"), "dtype": dtype(args), "tp": world.size,
             "sum": sums, "rung": rung, "batch": batch, "prompt_len": args.prompt_len, "new_tokens": len(times) + 1,
-            **at, "us_per_step_mean": round(sum(times) / len(times), 2)}
+            **at, "us_per_step_mean": round(sum(times) / len(times), 2), "copy_gb_per_s": copy}
 
 
 def show(result: dict) -> str:

@@ -13,7 +13,7 @@ from tpgpt2_ref.engine.engine import Sequence
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
 from tpgpt2_ref.engine.sampling import sample
 from tpgpt2_ref.kernels import KERNELS
-from tpgpt2_ref.kernels.plain import order_key
+from tpgpt2_ref.kernels.plain import key_value, order_key
 from tpgpt2_ref.noise import gumbel, hash32
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.weights import load_model
@@ -149,6 +149,7 @@ def test_order_of_keys():
     keys = order_key(values, tokens)
     assert keys.argsort().tolist() == [0, 1, 2, 3, 4, 5, 7, 6, 8]
     assert (0x7FFFFFFF - (keys & 0xFFFFFFFF)).tolist() == tokens.tolist()
+    assert torch.equal(key_value(keys), values)
 
 
 def test_noise_is_gumbels():

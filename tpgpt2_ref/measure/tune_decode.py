@@ -1,0 +1,187 @@
+"""Find the decode kernels' tile sizes on this GPU: whole steps in CUDA graphs, one choice after the other.
+
+  python -m tpgpt2_ref.measure.tune_decode --write                 all batches, into kernels/tiles.json
+  python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
+
+A candidate must equal its plain twin before it is timed. A time is that of GPT-2 small's whole step with random
+weights, 247 MB of them, so no cache flatters it. The best of one choice is kept for the next; the order is that of the
+greatest effect. `--compile I/N` only compiles the I-th part of N: N processes at once fill Triton's cache.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..attention.kv_cache import allocate_kv_cache
+from ..engine.cuda_graph import CapturedStep
+from ..engine.decode_step import decode_step
+from ..kernels import Kernels, attention, linear, plain, tiles
+from ..kernels.state import DecodeState
+from ..parallel.world import World
+from ..weights import load_model
+
+FILE = Path(tiles.__file__).with_suffix(".json")
+CONTEXT, TOLERANCE = 192, 2e-2
+
+
+def gemv(*options):
+    return [dict(ROWS=r, SPREAD=w > 1, num_warps=w) for r, w in options]
+
+
+def skinny(*options):
+    return [dict(ROWS=r, B=8, SLICES=s, DEPTH=d, num_warps=w) for r, s, d, w in options]
+
+
+def wide(*options):
+    return [dict(ROWS=r, B=b, DEPTH=d, STAGES=st, SPLITS=sp, num_warps=w) for r, b, d, st, sp, w in options]
+
+
+def blocks(*options):
+    return [dict(block=b, warps=w) for b, w in options]
+
+
+CANDIDATES = {
+    1: dict(gelu=gemv((4, 4), (4, 1), (2, 1)), qkv=gemv((8, 4), (4, 1), (2, 1), (4, 2)),
+            long=gemv((2, 4), (1, 1), (2, 1), (2, 2)), add=gemv((8, 4), (2, 1), (4, 1), (1, 1)),
+            attention=blocks((256, 8), (256, 4), (64, 2)), best=gemv((16, 4), (8, 1), (4, 1)), ahead=[0, 2, 3, 4]),
+    8: dict(gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
+            long=skinny((16, 8, 128, 8), (16, 8, 64, 8)) + wide((16, 16, 128, 4, 4, 4)),
+            qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
+            add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 64, 3, 4, 4)),
+            attention=blocks((256, 8), (256, 4), (64, 2)), best=wide((128, 16, 64, 4, 1, 4), (64, 16, 64, 6, 1, 4)),
+            ahead=[0, 1, 2, 3]),
+    64: dict(long=wide((16, 64, 128, 4, 4, 4), (16, 64, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 8, 4),
+                       (64, 64, 64, 4, 8, 4), (16, 32, 128, 4, 4, 4)),
+             gelu=wide((16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (64, 64, 64, 5, 1, 4), (64, 64, 64, 4, 3, 4),
+                       (32, 32, 128, 4, 1, 4)),
+             qkv=wide((16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 2, 4), (64, 64, 64, 4, 4, 4), (32, 32, 128, 4, 1, 4)),
+             add=wide((32, 32, 128, 4, 1, 4), (16, 64, 128, 4, 2, 4), (32, 64, 64, 4, 4, 4), (16, 32, 128, 4, 2, 4)),
+             attention=blocks((128, 4), (256, 8), (64, 2), (128, 2)),
+             best=wide((128, 64, 64, 4, 1, 4), (128, 64, 64, 3, 1, 8)), ahead=[0, 1, 2, 3]),
+}
+
+
+class Bench:
+    """One batch size: a state at CONTEXT tokens, a random cache, and the step's time for any choice of tiles."""
+
+    def __init__(self, model, batch: int):
+        self.model, self.batch = model, batch
+        config, impl, device = model.config, model.impl, model.world.device
+        self.state = DecodeState.empty(batch, impl.num_heads, config.n_positions, device)
+        pages = self.state.block_table.numel()
+        self.kv = allocate_kv_cache(config.n_layer, pages + 1, 16, impl.num_heads, impl.head_size, impl.dtype, device)
+        for cache in self.kv:
+            cache.normal_()
+        self.table = 1 + torch.arange(pages, dtype=torch.int32, device=device).view_as(self.state.block_table)
+        self.x = torch.randn(batch, config.n_embd, device=device, dtype=impl.dtype)
+        self.inner = torch.randn(batch, config.inner, device=device, dtype=impl.dtype)
+        self.occupy()
+
+    def occupy(self):
+        self.state.block_table.copy_(self.table)
+        self.state.positions.fill_(CONTEXT)
+        self.state.live.fill_(1)
+
+    def wrong(self, kind: str, tile, pdl: bool = True) -> str | None:
+        """Why a candidate is no candidate: it fails, or differs from its plain twin."""
+        block, s = self.model.h[0], self.state
+        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, self.kv[0], s), "attention": (self.x, self.kv[0], s),
+                 "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.x, block.attn.c_proj, self.x, s),
+                 "long": (self.inner, block.mlp.c_proj, self.x, s),
+                 "best": (self.x, self.model.ln_f, self.model.wte, s)}
+        if kind == "ahead":
+            return None
+        name = "add" if kind == "long" else kind
+        try:
+            out = getattr(attention if kind == "attention" else linear, name)(*calls[kind], pdl=pdl, tile=tile)
+            torch.cuda.synchronize()
+        except Exception as e:  # too large for this GPU, or more than this Triton can do
+            return f"{type(e).__name__}: {str(e)[:80]}"
+        twin = getattr(plain, name)(*calls[kind])
+        if kind == "best":
+            out, twin = (plain.key_value(keys.amax(0)) for keys in (out, twin))  # the best logits
+        error = ((out.double() - twin.double()).norm() / twin.double().norm()).item()
+        return None if error < TOLERANCE else f"differs from its twin by {error:.1e}"
+
+    def microseconds(self, chosen: dict) -> float:
+        def op(function, kind):
+            return lambda *a, **more: function(*a, pdl=True, tile=chosen[kind(a)], **more)
+
+        kernels = Kernels.choose(pdl=True, ahead=True)
+        kernels = replace(kernels, qkv=op(linear.qkv, lambda a: "qkv"), gelu=op(linear.gelu, lambda a: "gelu"),
+                          add=op(linear.add, lambda a: "long" if a[0].shape[1] > 2048 else "add"),
+                          best=op(linear.best, lambda a: "best"),
+                          attention=op(attention.attention, lambda a: "attention"))
+        step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels, ahead=chosen["ahead"]))
+        self.occupy()
+        step.replay()
+        times = []
+        for _ in range(5):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(10):
+                step.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 100)
+        return sorted(times)[2]
+
+
+def tune(bench: Bench, chosen: dict, seconds: float) -> dict:
+    """The fastest tiles found within so many seconds, starting from `chosen`."""
+    begin, best = time.monotonic(), bench.microseconds(chosen)
+    print(f"batch {bench.batch}: {best:.1f} us a step to begin with", flush=True)
+    for kind, options in CANDIDATES[bench.batch].items():
+        for tile in options:
+            if tile == chosen[kind] or time.monotonic() - begin > seconds:
+                continue
+            why = bench.wrong(kind, tile)
+            try:
+                us = None if why else bench.microseconds(chosen | {kind: tile})
+            except RuntimeError as e:
+                us, why = None, str(e)[:80]
+            print(f"  {kind:10}{str(tile):90}" + (why or f"{us:8.1f} us"), flush=True)
+            if us is not None and us < best - 0.3:
+                best, chosen = us, chosen | {kind: tile}
+    print(f"batch {bench.batch}: {best:.1f} us a step at the end", flush=True)
+    return chosen
+
+
+def as_json(measured: dict[int, dict]) -> str:
+    """One choice a line."""
+    parts = [f' "{batch}": {{\n' + ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in sizes.items()) + "\n }"
+             for batch, sizes in measured.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
+    parser.add_argument("--seconds", type=float, default=120.0, help="for each batch")
+    parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
+    parser.add_argument("--compile", metavar="I/N", help="compile the I-th of N parts of the candidates, and stop")
+    args = parser.parse_args()
+    model, measured = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16"), dict(tiles.MEASURED)
+    with torch.inference_mode():
+        for batch in args.batch:
+            bench = Bench(model, batch)
+            if args.compile:
+                part, parts = map(int, args.compile.split("/"))
+                todo = [(kind, tile) for kind, options in CANDIDATES[batch].items() for tile in options]
+                for kind, tile in todo[part::parts]:
+                    bench.wrong(kind, tile)
+                    bench.wrong(kind, tile, pdl=False)
+                continue
+            measured[batch] = tune(bench, measured[batch], args.seconds)
+            if args.write:
+                FILE.write_text(as_json(measured))
+
+
+if __name__ == "__main__":
+    main()
