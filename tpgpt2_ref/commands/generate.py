@@ -1,6 +1,6 @@
 """Generate text with a tensor-parallel GPT-2.
 
-  python -m tpgpt2_ref generate --model tiny --tp 2 --prompt "The list"
+  python -m tpgpt2_ref generate --model tiny --tp 2 --prompt "Return True if all"
   python -m tpgpt2_ref generate --model gpt2 --tp 2 --device cuda --prompt "Attention is"
   torchrun --nproc-per-node 2 -m tpgpt2_ref generate --model random:gpt2 --prompt-ids 1,2,3
 
