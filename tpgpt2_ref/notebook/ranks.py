@@ -64,12 +64,11 @@ class Ranks:
         """What the ranks are, in one line."""
         names = [name for _, name in self._about]
         where = names[0] if len(set(names)) == 1 else ", ".join(names)
-        backend = {"nccl": "NCCL", "single": "no group"}.get(self._about[0][0], self._about[0][0])
+        backend, gpus = self._about[0][0].replace("nccl", "NCCL"), gpu_count()
         if self.device == "cuda":
-            shared = self.share_gpu and gpu_count() < self.size
-            count = f"{self.size}x " if self.size > 1 else ""
-            where = f"one {where}, shared: right or wrong shows, speed does not" if shared else count + where
-        elif gpus := gpu_count():
+            count = f"{min(gpus, self.size)}x " if self.size > 1 else ""
+            where = count + where + (", shared: right or wrong shows, speed does not" if gpus < self.size else "")
+        elif gpus:
             where += f" (this machine has {gpus} GPU{'s' * (gpus > 1)}, NCCL wants one a rank)"
         return f"{self.size} rank{'s' * (self.size > 1)}, {backend} on {where}"
 
@@ -118,7 +117,7 @@ class Ranks:
     def _start(self) -> None:
         """Start the processes; `_join` waits for them."""
         port, folder = free_port(), Path(tempfile.mkdtemp(prefix="tpgpt2-"))
-        shared = {"TPGPT2_SHARE_GPU": "1"} if self.share_gpu else {}
+        shared = {"TPGPT2_SHARE_GPU": str(int(self.share_gpu))}
         self._end = weakref.finalize(self, _end, self._processes, folder)
         for rank in range(self.size):
             self._processes.append(RankProcess(rank, folder, {**rank_env(rank, self.size, port), **shared}))
