@@ -54,7 +54,7 @@ class PushAllReduce(AllReduce):
         return unreachable(world) or (None if torch.version.cuda else "it needs NVIDIA GPUs")
 
     def can(self, x: torch.Tensor) -> bool:
-        return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES
+        return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES and x.nbytes % 16 == 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.check()
@@ -133,7 +133,7 @@ class Mailbox:
         from .push_kernels import push_all_reduce
 
         rows, block = self._cut(x)
-        push_all_reduce[self._grid(rows, block)](x, x, x.numel(), rows, **self._rest(block, pdl))
+        push_all_reduce[self._grid(rows, block)](x, x, x.nbytes // 16, rows, **self._rest(block, pdl))
         return x
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:

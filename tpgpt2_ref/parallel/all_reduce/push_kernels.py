@@ -128,21 +128,21 @@ def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
     return total
 
 
-@triton.jit(do_not_specialize=["count", "rows", "timeout"])  # one compilation serves every size
-def push_all_reduce(x, out, count, rows, peers, parity, failed, alarm, timeout: tl.int64,
+@triton.jit(do_not_specialize=["vectors", "rows", "timeout"])  # one compilation serves every size
+def push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm, timeout: tl.int64,
                     RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr,
                     BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """out = x summed over the ranks, `count` numbers, BLOCK vectors a row. out may be x."""
+    """out = x summed over the ranks; BLOCK vectors a row, `vectors` in all. out may be x."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     per_vector: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         i = row * BLOCK + tl.arange(0, BLOCK)
-        total = sum_row(x, i, (i * per_vector < count).to(tl.int32), row, peers, parity, failed, alarm, timeout,
+        total = sum_row(x, i, (i < vectors).to(tl.int32), row, peers, parity, failed, alarm, timeout,
                         RANK, SIZE, ROWS, ROW_BYTES)
         n = row * BLOCK * per_vector + tl.arange(0, BLOCK * per_vector)
-        tl.store(out + n, total.to(out.dtype.element_ty), mask=n < count)
+        tl.store(out + n, total.to(out.dtype.element_ty), mask=n < vectors * per_vector)  # 16 bytes a thread
 
 
 @triton.jit(do_not_specialize=["vectors", "rows", "timeout"])
