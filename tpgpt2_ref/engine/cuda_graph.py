@@ -6,6 +6,10 @@ from typing import Callable
 import torch
 
 
+class CaptureError(RuntimeError):
+    """A step can't be captured on this machine; it can run without a graph."""
+
+
 class CapturedStep:
     """A step without arguments, which reads and writes tensors that stay where they are.
 
@@ -15,6 +19,14 @@ class CapturedStep:
     """
 
     def __init__(self, step: Callable[[], None], pool=None, warmups: int = 2):
+        try:
+            self._capture(step, pool, warmups)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as e:  # Triton's own errors come in many types
+            raise CaptureError(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+
+    def _capture(self, step, pool, warmups):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

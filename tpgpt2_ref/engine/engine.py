@@ -6,6 +6,7 @@ they are gpt2.py's forward, and `why_eager` says why.
 """
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ..config import CacheConfig
 from ..errors import UserError
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
+from .cuda_graph import CaptureError
 from .decoder import GraphDecoder, cannot_graph
 from .ladder import Rung
 from .sampling import sample
@@ -138,9 +140,12 @@ class Engine:
     def _decode(self, sequences, params) -> list[float]:
         """One step, or on CUDA graphs all steps until a sequence ends; seconds of each."""
         if self.why_eager is None and self.world.trace is None:
-            self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.cache.block_size,
-                                                        self.rung)
-            return self.decoder.run(sequences, params)
+            self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.cache.block_size, self.rung)
+            try:
+                return self.decoder.run(sequences, params)
+            except CaptureError as e:
+                self.why_eager = f"a decode step could not be captured in a CUDA graph ({e})"
+                print(f"decoding without CUDA graphs: {self.why_eager}", file=sys.stderr)
         start, device = time.perf_counter(), self.world.device
         ids = torch.tensor([s.new[-1] for s in sequences], device=device)
         lengths = [len(s.prompt) + len(s.new) for s in sequences]

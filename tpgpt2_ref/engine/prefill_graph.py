@@ -6,13 +6,15 @@ batch runs without a graph, its second is captured: one prompt on the command li
 """
 from __future__ import annotations
 
+import sys
+from array import array
 from collections import Counter
 
 import numpy as np
 import torch
 
 from ..attention.metadata import AttentionMetadata
-from .cuda_graph import CapturedStep
+from .cuda_graph import CapturedStep, CaptureError
 from .prefill_step import prefill_step
 
 GRAPHED = ("FLASH_ATTN_3", "FLASH_ATTN_2")  # backends that ask the device for nothing while they are enqueued
@@ -25,6 +27,7 @@ class GraphPrefill:
         self.model, self.kv_caches, self.block_size = model, kv_caches, block_size
         self.buckets: dict[tuple, Bucket] = {}
         self.seen: Counter = Counter()
+        self.graphs = model.impl.name in GRAPHED
         model.world.before_close.add(self)
 
     def logits(self, sequences: list) -> torch.Tensor:
@@ -34,12 +37,16 @@ class GraphPrefill:
         self.seen[key] += 1
         bucket = self.buckets.get(key) or Bucket(self.model, self.kv_caches, self.block_size, *key)
         bucket.fill(sequences, lengths)
-        if self.seen[key] > 1 and self.model.world.trace is None and self.model.impl.name in GRAPHED:
+        if self.seen[key] > 1 and self.model.world.trace is None and self.graphs:
             self.buckets[key] = bucket
-            bucket.capture()
-            bucket.step.replay()
-        else:
-            bucket.run()
+            try:
+                bucket.step = bucket.step or CapturedStep(bucket.run)
+                bucket.step.replay()
+                return bucket.logits[: len(sequences)]
+            except CaptureError as e:
+                self.graphs = False
+                print(f"prefilling without CUDA graphs: {e}", file=sys.stderr)
+        bucket.run()
         return bucket.logits[: len(sequences)]
 
     def close(self) -> None:
@@ -68,26 +75,26 @@ class Bucket:
         self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.sent = torch.cuda.Event() if device.type == "cuda" else None
         self.on_host, self.on_device = self.host.numpy(), self.device.split(sizes)
-        self.ends = np.cumsum(sizes)[:-1]
+        self.ends, self.count = np.cumsum(sizes)[:-1], np.arange(max(longest, block_size))
 
     def fill(self, sequences: list, lengths: list[int]) -> None:
         """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
         if self.sent is not None:
             self.sent.synchronize()  # the batch before may still be on its way
         ids, positions, slots, starts, lens, last, table = np.split(self.on_host, self.ends)
-        table = table.reshape(self.sequences, self.pages)
-        real, total = len(lengths), sum(lengths)
+        table, size = table.reshape(self.sequences, self.pages), self.block_size
         self.on_host.fill(0)
-        starts[:] = self.tokens
-        starts[: real + 1] = np.cumsum([0, *lengths])
+        starts[:] = self.tokens  # behind the prompts, one sequence of padding, and then empty ones
+        starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
         lens[:] = np.diff(starts)
         last[:] = starts[1:] - 1
-        ids[:total] = np.concatenate([np.asarray(s.prompt) for s in sequences])
-        positions[:] = np.arange(self.tokens) - np.repeat(starts[:-1], lens)
-        for row, s in zip(table, sequences):
-            row[: len(s.blocks)] = s.blocks
-        page = table[np.repeat(np.arange(self.sequences), lens), positions // self.block_size]
-        slots[:] = page * self.block_size + positions % self.block_size
+        for row, (s, n) in enumerate(zip(sequences, lengths)):
+            here, blocks = slice(starts[row], starts[row] + n), np.asarray(s.blocks)
+            table[row, : len(blocks)] = blocks
+            ids[here], positions[here] = array("q", s.prompt), self.count[:n]
+            slots[here] = (blocks[:, None] * size + self.count[:size]).ravel()[:n]
+        padding = self.tokens - sum(lengths)
+        positions[-padding:], slots[-padding:] = self.count[:padding], self.count[:padding] % size
         self.device.copy_(self.host, non_blocking=True)
         if self.sent is not None:
             self.sent.record()
@@ -97,7 +104,3 @@ class Bucket:
         meta = AttentionMetadata(starts.int(), lens.int(), table.view(self.sequences, self.pages).int(), slots,
                                  self.longest, self.longest, True, self.block_size)
         self.logits = prefill_step(self.model, ids, positions, self.kv_caches, meta, last)
-
-    def capture(self) -> None:
-        if self.step is None:
-            self.step = CapturedStep(self.run)

@@ -65,8 +65,6 @@ def decode_attention_kernel(q, kv, kv_stride, table, table_stride, positions, ou
                 parts = tl.load(sums + (sequence * BLOCKS + each[:, None]) * HEAD + column[None, :],
                                 mask=(each < blocks)[:, None], other=0.0, volatile=True)
                 tl.store(here, tl.sum(parts * share[:, None], 0) / tl.sum(totals * share, 0))
-    elif PDL:
-        gdc_wait()
 
 
 def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False,

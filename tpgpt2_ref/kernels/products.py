@@ -34,8 +34,28 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
-           vocabulary, first_token, sampling, THEN: tl.constexpr, PAGE: tl.constexpr):
+def prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN: tl.constexpr,
+            PAGE: tl.constexpr):
+    """What `finish` needs beside y, loaded before the product so that it need not be waited for after it.
+
+    "add": the residual (ROWS, B); "qkv": slots of the cache (1, B); "best": the temperature; otherwise nothing
+    """
+    extra = 0.0
+    if THEN == "add":
+        inside = (rows < N) & (batch < batch_size)
+        extra = tl.load(residual + batch * N + rows, mask=inside, other=0.0).to(tl.float32)
+    elif THEN == "qkv":
+        position = tl.load(positions + batch, mask=batch < batch_size, other=0)
+        page = tl.load(table + batch * table_stride + position // PAGE, mask=batch < batch_size, other=0)
+        extra = page.to(tl.int64) * PAGE + position % PAGE
+    elif THEN == "best":
+        extra = tl.load(sampling).to(tl.float32, bitcast=True)
+    return extra
+
+
+@triton.jit
+def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token, sampling,
+           THEN: tl.constexpr):
     """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind."""
     inside = (rows < N) & (batch < batch_size)
     at = batch * N + rows
@@ -44,22 +64,18 @@ def finish(y, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, t
     elif THEN == "gelu":
         tl.store(out + at, gelu_tanh(y), mask=inside)
     elif THEN == "add":
-        tl.store(out + at, y + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32), mask=inside)
+        tl.store(out + at, y + extra, mask=inside)
     elif THEN == "qkv":
         width = N // 3
         part, column = rows // width, rows % width  # 0, 1, 2: q, k, v
-        position = tl.load(positions + batch, mask=batch < batch_size, other=0)
-        page = tl.load(table + batch * table_stride + position // PAGE, mask=batch < batch_size, other=0)
-        slot = page.to(tl.int64) * PAGE + position % PAGE
         tl.store(out + batch * width + column, y, mask=inside & (part == 0))
-        tl.store(kv + (part - 1) * kv_stride + slot * width + column, y, mask=inside & (part > 0))
+        tl.store(kv + (part - 1) * kv_stride + extra * width + column, y, mask=inside & (part > 0))
     elif THEN == "best":
         token = rows + first_token
-        temperature = tl.load(sampling).to(tl.float32, bitcast=True)
-        if temperature > 0:  # Gumbel-max: the largest of logits / temperature + noise is a fair draw
+        if extra > 0:  # Gumbel-max: the largest of logits / temperature + noise is a fair draw
             number = tl.load(sampling + 2 + batch, mask=batch < batch_size, other=0)
             position = tl.load(positions + batch, mask=batch < batch_size, other=0).to(tl.int32) + 1
-            y = y / temperature + gumbel_of(row_hash(tl.load(sampling + 1), number, position), token)
+            y = y / extra + gumbel_of(row_hash(tl.load(sampling + 1), number, position), token)
         key = tl.where((rows < N) & (token < vocabulary), order_key(y, token), LEAST_KEY)
         column = tl.max(batch, 0)
         tl.store(out + tl.program_id(0) * batch_size + column, tl.max(key, 0), mask=column < batch_size)
@@ -96,8 +112,16 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
         s = tl.sum(weighted, 1)[:, None]
         b += tl.sum(shifted, 1)[:, None]
         w = wg
+    one = tl.arange(0, 1)[None, :]
+    extras = ()
+    if THEN != "add":
+        for i in tl.static_range(B):
+            extras += (prepare(rows, i + one, N, B, residual, table, table_stride, positions, sampling, THEN, PAGE),)
     if PDL:
         gdc_wait()
+    if THEN == "add":  # a kernel before wrote the residual
+        for i in tl.static_range(B):
+            extras += (prepare(rows, i + one, N, B, residual, table, table_stride, positions, sampling, THEN, PAGE),)
     for i in tl.static_range(B):
         y = tl.zeros((ROWS, CHUNK), tl.float32)
         total = (0 * columns).to(tl.float32)
@@ -114,8 +138,8 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
             mean = tl.sum(total, 1)[:, None] / K
             variance = tl.sum(squares, 1)[:, None] / K - mean * mean
             product = (product - mean * s) * tl.rsqrt(variance + eps)
-        finish(product + b, rows, i + tl.arange(0, 1)[None, :], N, B, residual, out, kv, kv_stride, table,
-               table_stride, positions, vocabulary, first_token, sampling, THEN, PAGE)
+        finish(product + b, extras[i], rows, i + one, N, B, out, kv, kv_stride, positions, vocabulary, first_token,
+               sampling, THEN)
 
 
 @triton.jit
@@ -156,6 +180,8 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
     for tile in range(tl.program_id(1), tl.cdiv(batch_size, B), tl.num_programs(1)):
         batch = tile * B + tl.arange(0, B)
         sequence = batch[None, :, None]
+        extra = prepare(rows, batch[None, :], N, batch_size, residual, table, table_stride, positions, sampling, THEN,
+                        PAGE)
         xs = ()  # of (SLICES, B, DEPTH)
         for c in tl.static_range(CHUNKS):
             kx = c * CHUNK + column
@@ -173,8 +199,8 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
             mean = tl.sum(tl.sum(total, 2), 0)[None, :] / K
             variance = tl.sum(tl.sum(squares, 2), 0)[None, :] / K - mean * mean
             product = (product - mean * s) * tl.rsqrt(variance + eps)
-        finish(product + b, rows, batch[None, :], N, batch_size, residual, out, kv, kv_stride, table, table_stride,
-               positions, vocabulary, first_token, sampling, THEN, PAGE)
+        finish(product + b, extra, rows, batch[None, :], N, batch_size, out, kv, kv_stride, positions, vocabulary,
+               first_token, sampling, THEN)
 
 
 @triton.jit
@@ -194,6 +220,8 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
     if LINES:
         ask_ahead(ahead, lines, LINES)
+    if THEN != "add":
+        extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
     if PDL:
         gdc_wait()
     y = tl.zeros((ROWS, B), tl.float32)
@@ -202,6 +230,8 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
         w = tl.load(from_weight + k, mask=k + depth[None, :] < K, other=0.0)
         xs = tl.load(from_x + k, mask=k + depth[:, None] < K, other=0.0)
         y = tl.dot(w, xs, y)
+    if THEN == "add":  # not before the wait: a kernel before wrote the residual
+        extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
     last = True
     if SPLITS > 1:  # leave the sum to the last of the programs that share K
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
@@ -215,5 +245,5 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
             for i in tl.static_range(SPLITS):
                 y += tl.load(sums + (tile * SPLITS + i) * ROWS * B + place, volatile=True)
     if last:
-        finish(y + b, rows, batch, N, batch_size, residual, out, kv, kv_stride, table, table_stride, positions,
-               vocabulary, first_token, sampling, THEN, PAGE)
+        finish(y + b, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token,
+               sampling, THEN)

@@ -4,8 +4,7 @@
   python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
 
 A candidate must equal its plain twin before it is timed. A time is that of GPT-2 small's whole step with random
-weights, 247 MB of them, so no cache flatters it. The best of one choice is kept for the next; the order is that of the
-greatest effect. `--compile I/N` only compiles the I-th part of N: N processes at once fill Triton's cache.
+weights, 247 MB of them, so no cache flatters it. The best of one choice is kept for the next.
 """
 from __future__ import annotations
 
@@ -47,23 +46,25 @@ def blocks(*options):
 
 
 CANDIDATES = {
-    1: dict(gelu=gemv((4, 4), (4, 1), (2, 1)), qkv=gemv((8, 4), (4, 1), (2, 1), (4, 2)),
+    1: dict(ahead=[0, 2, 3, 4], gelu=gemv((4, 4), (4, 1), (2, 1)), qkv=gemv((8, 4), (4, 1), (2, 1), (4, 2)),
             long=gemv((2, 4), (1, 1), (2, 1), (2, 2)), add=gemv((8, 4), (2, 1), (4, 1), (1, 1)),
-            attention=blocks((256, 8), (256, 4), (64, 2)), best=gemv((16, 4), (8, 1), (4, 1)), ahead=[0, 2, 3, 4]),
-    8: dict(gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
+            attention=blocks((256, 8), (256, 4), (64, 2)), best=gemv((16, 4), (8, 1), (4, 1))),
+    8: dict(ahead=[0, 1, 2, 3],
+            gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
             long=skinny((16, 8, 128, 8), (16, 8, 64, 8)) + wide((16, 16, 128, 4, 4, 4)),
             qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
             add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 64, 3, 4, 4)),
-            attention=blocks((256, 8), (256, 4), (64, 2)), best=wide((128, 16, 64, 4, 1, 4), (64, 16, 64, 6, 1, 4)),
-            ahead=[0, 1, 2, 3]),
-    64: dict(long=wide((16, 64, 128, 4, 4, 4), (16, 64, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 8, 4),
-                       (64, 64, 64, 4, 8, 4), (16, 32, 128, 4, 4, 4)),
+            attention=blocks((256, 8), (256, 4), (64, 2)), best=wide((128, 16, 64, 4, 1, 4), (64, 16, 64, 6, 1, 4))),
+    64: dict(ahead=[0, 1, 2, 3],
+             long=wide((16, 64, 128, 4, 4, 4), (16, 64, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 8, 4),
+                       (64, 64, 64, 4, 8, 4), (16, 32, 128, 4, 4, 4))
+             + [dict(ROWS=16, B=16, SLICES=8, DEPTH=64, num_warps=8, GRID_Y=2)],
              gelu=wide((16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (64, 64, 64, 5, 1, 4), (64, 64, 64, 4, 3, 4),
                        (32, 32, 128, 4, 1, 4)),
              qkv=wide((16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 2, 4), (64, 64, 64, 4, 4, 4), (32, 32, 128, 4, 1, 4)),
              add=wide((32, 32, 128, 4, 1, 4), (16, 64, 128, 4, 2, 4), (32, 64, 64, 4, 4, 4), (16, 32, 128, 4, 2, 4)),
              attention=blocks((128, 4), (256, 8), (64, 2), (128, 2)),
-             best=wide((128, 64, 64, 4, 1, 4), (128, 64, 64, 3, 1, 8)), ahead=[0, 1, 2, 3]),
+             best=wide((128, 64, 64, 4, 1, 4), (128, 64, 64, 3, 1, 8))),
 }
 
 
@@ -88,7 +89,7 @@ class Bench:
         self.state.positions.fill_(CONTEXT)
         self.state.live.fill_(1)
 
-    def wrong(self, kind: str, tile, pdl: bool = True) -> str | None:
+    def wrong(self, kind: str, tile) -> str | None:
         """Why a candidate is no candidate: it fails, or differs from its plain twin."""
         block, s = self.model.h[0], self.state
         calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, self.kv[0], s), "attention": (self.x, self.kv[0], s),
@@ -99,7 +100,7 @@ class Bench:
             return None
         name = "add" if kind == "long" else kind
         try:
-            out = getattr(attention if kind == "attention" else linear, name)(*calls[kind], pdl=pdl, tile=tile)
+            out = getattr(attention if kind == "attention" else linear, name)(*calls[kind], pdl=True, tile=tile)
             torch.cuda.synchronize()
         except Exception as e:  # too large for this GPU, or more than this Triton can do
             return f"{type(e).__name__}: {str(e)[:80]}"
@@ -135,7 +136,10 @@ class Bench:
 
 def tune(bench: Bench, chosen: dict, seconds: float) -> dict:
     """The fastest tiles found within so many seconds, starting from `chosen`."""
-    begin, best = time.monotonic(), bench.microseconds(chosen)
+    begin = time.monotonic()
+    for kind, options in CANDIDATES[bench.batch].items():  # what is in the file may not run on this GPU
+        chosen = chosen | {kind: next(tile for tile in (chosen[kind], *options) if not bench.wrong(kind, tile))}
+    best = bench.microseconds(chosen)
     print(f"batch {bench.batch}: {best:.1f} us a step to begin with", flush=True)
     for kind, options in CANDIDATES[bench.batch].items():
         for tile in options:
@@ -165,19 +169,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=120.0, help="for each batch")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
-    parser.add_argument("--compile", metavar="I/N", help="compile the I-th of N parts of the candidates, and stop")
     args = parser.parse_args()
     model, measured = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16"), dict(tiles.MEASURED)
     with torch.inference_mode():
         for batch in args.batch:
             bench = Bench(model, batch)
-            if args.compile:
-                part, parts = map(int, args.compile.split("/"))
-                todo = [(kind, tile) for kind, options in CANDIDATES[batch].items() for tile in options]
-                for kind, tile in todo[part::parts]:
-                    bench.wrong(kind, tile)
-                    bench.wrong(kind, tile, pdl=False)
-                continue
             measured[batch] = tune(bench, measured[batch], args.seconds)
             if args.write:
                 FILE.write_text(as_json(measured))
