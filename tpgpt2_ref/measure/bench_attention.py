@@ -8,7 +8,7 @@ A prefill is counted in TFLOP/s, since its arithmetic takes the time: 2 products
 of a query and a key that it sees. A decode step is counted in GB/s, since reading the keys and values takes the time.
 One sample is the mean of one call a layer over 12 layers, each with a cache of its own, so that a cache is no faster
 than in a model; on a GPU they are one CUDA graph where the kernel allows. What a kernel computes once a step (`build`)
-is left out. The error is the largest difference from fp64, relative above 1. FlexAttention is compiled for each shape.
+is left out. The error is the largest difference from fp64, relative above 1. FlexAttention compiles each prefill.
 """
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ def sweep(names=tuple(MATRIX), phase=None, dtype=None, samples=30, shapes=None) 
                 backend = get_attn_backend(*layer, force=name).bind()(*layer)
             except UserError:  # `missing` says why
                 continue
-            torch.compiler.reset()  # or a shape's kernel would depend on the shapes before it
+            if kind == "prefill":
+                torch.compiler.reset()  # or FlexAttention's kernel would depend on the shapes before
             error = largest_error(cases[0].run(backend), wanted)
             us, graph = timed(backend, cases, samples)
             p10, *_, p90 = quantiles(us, n=10)

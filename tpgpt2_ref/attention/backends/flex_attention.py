@@ -18,7 +18,6 @@ from .base import AttentionBackend
 from .gather import Packed, gather, pack
 
 BLOCK = 128  # of a prefill's mask
-FEW = 16  # queries a tile in decode, the least that a tensor core takes; one of them is real
 
 
 class FlexAttention(AttentionBackend):
@@ -26,9 +25,8 @@ class FlexAttention(AttentionBackend):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # fullgraph: an error, never a fall back to the uncompiled form, in which a list of blocks means nothing
-        self.prefill = torch.compile(flex_attention, fullgraph=True)
-        self.decode = torch.compile(flex_attention, fullgraph=True, dynamic=True)  # one kernel for every batch size
+        self.prefill = compiled()
+        self.decode = compiled(dynamic=True)  # one kernel for every batch size
 
     def build(self, meta):
         """(block mask, pages to gather or None). In decode the mask still lacks its lengths: the cache's size."""
@@ -42,14 +40,24 @@ class FlexAttention(AttentionBackend):
         if reads_pages(meta):
             k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in kv_cache)  # (1, heads, slots, d)
             return self.decode(q[:, :, None], k, v, block_mask=mask(seq_lengths=(1, k.shape[2])), scale=self.scale,
-                               kernel_options={"FORCE_USE_FLEX_ATTENTION": True, "BLOCK_M": FEW,
-                                               "BLOCK_N": math.gcd(self.block_size, 64)})[:, :, 0]
+                               kernel_options={"BLOCK_N": math.gcd(self.block_size, 64)})[:, :, 0]
         if packed is not None:
             k, v = gather(kv_cache, packed)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
         flex = self.prefill if q.is_cuda else flex_attention
         out = flex(q, k, v, block_mask=mask, scale=self.scale, kernel_options={"FORCE_USE_FLEX_ATTENTION": True})
         return out[0].transpose(0, 1)
+
+
+def compiled(**options) -> Callable[..., torch.Tensor]:
+    """flex_attention as a kernel: an error, never a fall back to the uncompiled form, which knows no block lists."""
+    kernel = torch.compile(flex_attention, fullgraph=True, **options)
+
+    def call(*args, **kwargs):
+        with torch._dynamo.config.patch(recompile_limit=64):  # another kernel for each head count and head size
+            return kernel(*args, **kwargs)
+
+    return call
 
 
 def reads_pages(meta) -> bool:
@@ -70,7 +78,7 @@ def pages_mask(meta) -> Callable[..., BlockMask]:
     # both lists as wide as the table: the kernel finds its row in either with the same stride
     return partial(BlockMask.from_kv_blocks, torch.ones_like(last)[:, None, None],
                    table.gather(1, from_last)[:, None, None], last[:, None, None], table[:, None, None],
-                   BLOCK_SIZE=(FEW, page), mask_mod=up_to_the_query, compute_q_blocks=False)
+                   BLOCK_SIZE=(BLOCK, page), mask_mod=up_to_the_query, compute_q_blocks=False)
 
 
 def causal_mask(meta, packed: Packed | None) -> BlockMask:
@@ -80,10 +88,13 @@ def causal_mask(meta, packed: Packed | None) -> BlockMask:
     tokens = torch.arange(len(meta.slot_mapping), dtype=torch.int32, device=start_q.device)
     sequence = torch.searchsorted(start_q, tokens, right=True) - 1
     lo = start_k[sequence]
-    hi = tokens if packed is None else start_k[sequence + 1] - start_q[sequence + 1] + tokens
+    hi = start_k[sequence + 1] - start_q[sequence + 1] + tokens
 
     def own_past(b, h, t, key):
-        return (lo[t] <= key) & (key <= (t if packed is None else hi[t]))
+        return (lo[t] <= key) & (key <= hi[t])
+
+    def own_past_of_new_tokens(b, h, t, key):  # the same where queries and keys are one: faster
+        return (sequence[t] == sequence[key]) & (t >= key)
 
     n = len(tokens) if packed is None else len(packed.slots)
     first = tokens[::BLOCK].long()  # of each block of queries
@@ -97,5 +108,6 @@ def causal_mask(meta, packed: Packed | None) -> BlockMask:
     limit = len(j) - 1
     return BlockMask.from_kv_blocks(
         (end - begin - fulls)[None, None], some.clamp(max=limit)[None, None], fulls[None, None],
-        (full[:, None] + j).clamp(max=limit)[None, None], BLOCK_SIZE=BLOCK, mask_mod=own_past,
+        (full[:, None] + j).clamp(max=limit)[None, None], BLOCK_SIZE=BLOCK,
+        mask_mod=own_past_of_new_tokens if packed is None else own_past,
         seq_lengths=(len(tokens), n), compute_q_blocks=False)
