@@ -131,10 +131,15 @@ class Engine:
 
             self.prefills = self.prefills or GraphPrefill(self.model, self.kv_caches, self.cache.block_size)
             return self.prefills.logits(sequences)
-        device = self.world.device
+
+        def send(x):  # what the host knows is counted on the host, and sent without waiting for the device
+            return x.pin_memory().to(self.world.device, non_blocking=True) if self.world.device.type == "cuda" else x
+
         lengths = [len(s.prompt) for s in sequences]
         meta, positions = prefill_metadata(lengths, self._block_table(sequences), self.cache.block_size)
-        ids = torch.tensor([t for s in sequences for t in s.prompt], device=device)
+        meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions, ids = map(send, (
+            meta.query_start_loc, meta.seq_lens, meta.block_table, meta.slot_mapping, positions,
+            torch.tensor([t for s in sequences for t in s.prompt])))
         return self.model.logits(self.model(ids, positions, self.kv_caches, meta)[meta.query_start_loc[1:].long() - 1])
 
     def _decode(self, sequences, params) -> list[float]:
@@ -150,7 +155,8 @@ class Engine:
         ids = torch.tensor([s.new[-1] for s in sequences], device=device)
         lengths = [len(s.prompt) + len(s.new) for s in sequences]
         positions = torch.tensor(lengths, device=device) - 1
-        meta = decode_metadata(positions, self._block_table(sequences), max(lengths), self.cache.block_size)
+        table = self._block_table(sequences).to(device)
+        meta = decode_metadata(positions, table, max(lengths), self.cache.block_size)
         self._append(sequences, self.model.logits(self.model(ids, positions, self.kv_caches, meta)), params)
         return [time.perf_counter() - start]
 
@@ -162,8 +168,7 @@ class Engine:
 
     def _block_table(self, sequences) -> torch.Tensor:
         width = max(len(s.blocks) for s in sequences)
-        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32,
-                            device=self.world.device)
+        return torch.tensor([s.blocks + [0] * (width - len(s.blocks)) for s in sequences], dtype=torch.int32)
 
     def close(self) -> None:
         """Give back the cache, and the graphs that hold its addresses."""
