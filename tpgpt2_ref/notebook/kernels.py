@@ -14,6 +14,8 @@ def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) ->
     missing  {backend: why it does not run}, of the same machine
     title    names that machine
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     times, errors = axes
     names = list(MATRIX)[::-1]
     for phase, colour in PHASES.items():
@@ -31,6 +33,9 @@ def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) ->
         times.annotate(reason if len(reason) < 46 else reason[:44] + " …", (0.01, names.index(name)), color=GREY,
                        xycoords=("axes fraction", "data"), va="center", fontsize=7)
     times.set(xscale="log", xlabel="microseconds a call", title=title, ylim=(-0.6, len(names) - 0.4))
+    times.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    times.xaxis.set_major_formatter("{x:,.0f}")
+    times.xaxis.set_minor_formatter(NullFormatter())
     times.set_yticks(range(len(names)), names)
     for label, name in zip(times.get_yticklabels(), names, strict=True):
         label.set_color(GREY if name in missing else "black")
