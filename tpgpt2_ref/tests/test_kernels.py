@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.kernels import KERNELS, Kernels, plain
 from tpgpt2_ref.kernels.state import DecodeState
+from tpgpt2_ref.kernels.tiles import MEASURED, WARP, measured_for, tile_for
 
 from .conftest import ROOT
 
@@ -149,6 +151,33 @@ def hold_split_equal(case: Case):
         twin = plain.add(case.inner, case.c_proj, case.x, case.state)
         assert (fused.double() - twin.double()).norm() < TOLERANCE[twin.dtype] * twin.double().norm()
         assert not case.state.arrived.any()
+
+
+def test_tiles_fit_every_model():
+    """Any model, any number of ranks, any batch: a tile that registers or shared memory can hold."""
+    for c in FAMILY.values():
+        for ranks in (1, 2, 4, 8):
+            local = -(-c.n_head // ranks) * c.head_size
+            for then, k in (("qkv", c.n_embd), ("gelu", c.n_embd), ("best", c.n_embd), ("add", local),
+                            ("add", c.inner // ranks), ("store", c.inner // ranks)):
+                for batch in (1, 2, 3, 4, 5, 8, 16, 17, 64, 256):
+                    tile = tile_for(then, batch, k)
+                    if "SLICES" in tile:
+                        assert tile["ROWS"] * k * 2 <= 128 << 10
+                    elif "DEPTH" in tile:
+                        assert tile["STAGES"] * (tile["ROWS"] + tile["B"]) * tile["DEPTH"] * 2 <= 160 << 10
+                    else:
+                        assert batch < 5 and tile["ROWS"] * k <= max(k, 2 * WARP * tile["num_warps"])
+                    assert measured_for(batch)["attention"]["block"] % 16 == 0
+
+
+def test_measured_tiles_are_written_as_they_are_read():
+    pytest.importorskip("triton")
+    from tpgpt2_ref.measure.tune_decode import CANDIDATES, FILE, as_json
+
+    assert FILE.read_text() == as_json(MEASURED)
+    assert CANDIDATES.keys() == MEASURED.keys()
+    assert all(CANDIDATES[b].keys() == MEASURED[b].keys() for b in MEASURED)
 
 
 if __name__ == "__main__":
