@@ -11,7 +11,8 @@ word that is not EMPTY has arrived. Words may come in any order and a 16-byte st
 
 Two slots, used in turn, are enough. In call k rank 0 writes into slot k % 2 of rank 1, so it must be sure that
 rank 1 has read and emptied call k-2. It is: it has ended call k-1, so it has read what rank 1 wrote in call k-1,
-and rank 1 only wrote that after its own call k-2 had ended. `push_model.py` tries every order of events.
+and rank 1 only wrote that after its own call k-2 had ended. `push_model.py` tries every order of events, and
+`tests/test_push_ptx.py` runs the compiled kernels thread by thread on a CPU.
 
 Which slot is next stands in GPU memory, one bit for each row of the mailbox, and the kernel that uses the row flips
 it: a CUDA graph that is replayed goes on where the last replay stopped, and calls of any size may follow each other.
@@ -31,8 +32,8 @@ from .symmetric import aligned, symmetric_buffer, unreachable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 ROW_BYTES = 8192  # what one program sums: a token of up to 4,096 features of 16 bits
-SMALL_ROW_BYTES, SMALL_ROWS = 2048, 128  # up to 128 such rows a call is spread thinner, over all of the GPU
-ROWS_OF_ALL = 4096  # rows of all ranks together: a mailbox holds 2 * 4096 * 8 KiB, whatever the number of ranks
+SMALL_ROW_BYTES, SMALL_ROWS = 2048, 128  # calls of up to 128 small rows are spread over more programs
+ROWS_OF_ALL = 4096  # rows of all senders together: a mailbox takes 2 * 4096 * 8 KiB, whatever the number of ranks
 
 
 class PushAllReduce(AllReduce):
