@@ -23,6 +23,8 @@ value that never occurs is known from TensorRT-LLM's "Lamport" kernels; two slot
 """
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 
@@ -48,11 +50,9 @@ class PushAllReduce(AllReduce):
 
     @classmethod
     def missing(cls, world) -> str | None:
-        try:
-            import triton  # noqa: F401
-        except ImportError:
-            return "it needs Triton"
-        return unreachable(world) or (None if torch.version.cuda else "it needs NVIDIA GPUs")
+        if reason := unreachable(world):
+            return reason
+        return None if torch.version.cuda and find_spec("triton") else "it needs NVIDIA GPUs and Triton"
 
     def can(self, x: torch.Tensor) -> bool:
         return x.dtype in DTYPES and 0 < x.nbytes <= self.box.rows * ROW_BYTES and x.nbytes % 16 == 0
