@@ -16,5 +16,6 @@ class C10dAllReduce(AllReduce):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
-        self.group.allreduce([x], self.options).wait()  # what dist.all_reduce does, without its checks
+        if work := self.group.allreduce([x], self.options):  # what dist.all_reduce does, without its checks;
+            work.wait()  # on the current stream NCCL leaves nothing to wait for
         return x
