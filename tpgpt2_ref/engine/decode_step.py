@@ -10,19 +10,15 @@ from ..attention.metadata import decode_metadata
 from ..kernels import Kernels
 from ..kernels.plain import order_key
 from ..kernels.state import DecodeState
-from ..kernels.tiles import measured_for
 from ..parallel.collectives import all_gather, all_reduce
 from ..request import SamplingParams
 from .sampling import sample
 
-HEAD_AHEAD = 24 << 20  # bytes, out of an L2 cache of 50 to 60 MB
-
 
 def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernels: Kernels,
-                params: SamplingParams | None = None, ahead: int | None = None) -> None:
+                params: SamplingParams | None = None) -> None:
     """Write the newest tokens' keys and values, and put the next token of every row into `state`.
 
-    ahead   how many products ahead weights are asked for, if `kernels` do that; None: as measured for this batch
     params  None: greedy or at a temperature, as `state.sampling` says. Top-k and top-p need all logits in one place:
             they are given here, and become part of a captured step
     """
@@ -31,14 +27,12 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     x = all_reduce(x, world, model.wte.name)
     norms = [block.ln_1 for block in model.h[1:]] + [model.ln_f]  # the one behind each block
     normed, norm = x, model.h[0].ln_1
-    ahead = measured_for(state.batch)["ahead"] if ahead is None else ahead
-    asked = iter(weights_ahead(model, ahead if k.ahead else 0))
     for block, kv_cache, next_norm in zip(model.h, kv_caches, norms):
-        q = k.qkv(normed, norm, block.attn.c_attn, kv_cache, state, ahead=next(asked))  # (B, D) -> (B, D/n)
+        q = k.qkv(normed, norm, block.attn.c_attn, kv_cache, state)  # (B, D) -> (B, D/n)
         out = k.attention(q, kv_cache, state)  # (B, D/n)
-        x, normed, norm = row_parallel(out, block.attn.c_proj, x, block.ln_2, k, state, world, next(asked))  # -> (B, D)
-        inner = k.gelu(normed, norm, block.mlp.c_fc, state, ahead=next(asked))  # (B, D) -> (B, 4D/n)
-        x, normed, norm = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world, next(asked))  # -> (B, D)
+        x, normed, norm = row_parallel(out, block.attn.c_proj, x, block.ln_2, k, state, world)  # -> (B, D)
+        inner = k.gelu(normed, norm, block.mlp.c_fc, state)  # (B, D) -> (B, 4D/n)
+        x, normed, norm = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world)  # -> (B, D)
     if params is not None:
         keys = sampled_key(model.logits(norm(normed) if norm else normed), state, params)
     else:
@@ -48,33 +42,22 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     k.pick(keys, state)
 
 
-def row_parallel(x, linear, residual, norm, k: Kernels, state, world, ahead):
+def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
     """c_proj, the sum over the ranks, the residual, and what the next layer reads.
 
     -> (residual (B, D), what the next layer reads (B, D), the LayerNorm it must still apply, or None)
     """
     if world.size == 1:
-        residual = k.add(x, linear, residual, state, ahead=ahead)
+        residual = k.add(x, linear, residual, state)
         return residual, residual, norm
     way = next(way for way in world.sums if way.takes(residual))
     if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):
-        y = k.partial(x, linear, bias=False, state=state, ahead=ahead)
+        y = k.partial(x, linear, bias=False, state=state)
         normed, residual = way.fused_add_norm(y, linear.bias, residual, norm.weight, norm.bias, norm.eps, k.pdl)
         return residual, normed, None
-    y = k.partial(x, linear, bias=world.rank == 0, state=state, ahead=ahead)
+    y = k.partial(x, linear, bias=world.rank == 0, state=state)
     residual = residual + all_reduce(y, world, linear.name)
     return residual, residual, norm
-
-
-def weights_ahead(model, distance: int) -> list[torch.Tensor | None]:
-    """For each product of the layers, the weights that it asks the L2 cache for: those of the product `distance`
-    behind it. Of the head's, which are larger than the cache, the first HEAD_AHEAD bytes."""
-    weights = [linear.weight for block in model.h
-               for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)]
-    if not distance:
-        return [None] * len(weights)
-    head = model.wte.weight
-    return weights[distance:] + list(head[: HEAD_AHEAD // head[0].nbytes].chunk(distance))
 
 
 def readable_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernels: Kernels,

@@ -126,11 +126,13 @@ class Engine:
 
     def _prefill_logits(self, sequences) -> torch.Tensor:
         """Logits of each prompt's last position, (B, V)."""
-        if self.why_eager is None:
+        if self.why_eager is None and self.world.trace is None:
             from .prefill_graph import GraphPrefill
 
             self.prefills = self.prefills or GraphPrefill(self.model, self.kv_caches, self.cache.block_size)
-            return self.prefills.logits(sequences)
+            logits = self.prefills.logits(sequences)
+            if logits is not None:
+                return logits
 
         def send(x):  # what the host knows is counted on the host, and sent without waiting for the device
             return x.pin_memory().to(self.world.device, non_blocking=True) if self.world.device.type == "cuda" else x

@@ -18,10 +18,9 @@ class Rung:
     fused: tuple[str, ...] = KERNELS  # the functions of a step that are kernels of our own
     fused_sum: bool = False
     pdl: bool = False
-    ahead: bool = False
 
     def kernels(self) -> Kernels:
-        return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.ahead)
+        return Kernels.choose(self.fused, self.fused_sum, self.pdl)
 
 
 ENDS = ("embed", "pick")  # what puts tokens in and takes them out without the host
@@ -37,8 +36,6 @@ LADDER = (
     Rung("+sum", "all-reduce, bias, residual and LayerNorm in one kernel", fused_sum=True),
     Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
          fused_sum=True, pdl=True),
-    Rung("+ahead", "each product asks the L2 cache for the weights of one that comes a few products later",
-         fused_sum=True, pdl=True, ahead=True),
 )
 
 

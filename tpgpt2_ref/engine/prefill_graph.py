@@ -2,7 +2,7 @@
 
 A graph serves all batches of a bucket: prompts up to a number, tokens up to a number. What is over is one more
 sequence, of padding tokens on page 0, so that the graph computes on nothing but finite numbers. A bucket's first
-batch runs without a graph, its second is captured: one prompt on the command line does not pay for a capture.
+batch is left to gpt2.py, its second is captured: one prompt on the command line does not pay for a capture.
 """
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ class GraphPrefill:
         self.graphs = model.impl.name in GRAPHED
         model.world.before_close.add(self)
 
-    def logits(self, sequences: list) -> torch.Tensor:
-        """Logits of each prompt's last position, (B, V)."""
+    def logits(self, sequences: list) -> torch.Tensor | None:
+        """Logits of each prompt's last position, (B, V); None for a bucket's first batch, or where graphs can't be."""
         lengths = [len(s.prompt) for s in sequences]
         key = bucket_of(lengths, self.model.config.n_positions)
         self.seen[key] += 1
-        bucket = self.buckets.get(key) or Bucket(self.model, self.kv_caches, self.block_size, *key)
+        if self.seen[key] == 1 or not self.graphs:
+            return None
+        if key not in self.buckets:
+            self.buckets[key] = Bucket(self.model, self.kv_caches, self.block_size, *key)
+        bucket = self.buckets[key]
         bucket.fill(sequences, lengths)
-        if self.seen[key] > 1 and self.model.world.trace is None and self.graphs:
-            self.buckets[key] = bucket
-            try:
-                bucket.step = bucket.step or CapturedStep(bucket.run)
-                bucket.step.replay()
-                return bucket.logits[: len(sequences)]
-            except CaptureError as e:
-                self.graphs = False
-                print(f"prefilling without CUDA graphs: {e}", file=sys.stderr)
-        bucket.run()
+        try:
+            bucket.step = bucket.step or CapturedStep(bucket.run)
+        except CaptureError as e:
+            self.graphs = False
+            print(f"prefilling without CUDA graphs: {e}", file=sys.stderr)
+            return None
+        bucket.step.replay()
         return bucket.logits[: len(sequences)]
 
     def close(self) -> None:

@@ -27,17 +27,14 @@ class Kernels:
     pick: Callable
     fused_sum: bool = False
     pdl: bool = False
-    ahead: bool = False
 
     @classmethod
-    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False,
-               ahead: bool = False) -> Kernels:
+    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False) -> Kernels:
         """Those in `fused` from Triton, the others in plain torch. Triton is imported if any is.
 
         fused_sum  all-reduce, bias, residual and LayerNorm in one kernel, if the world's way to sum has one
         pdl        programmatic dependent launch of the fused ones: a kernel asks for its weights while the one
                    before it still runs (Hopper and newer)
-        ahead      each product asks the L2 cache for the weights of one that comes later
         """
         from . import plain
 
@@ -47,4 +44,4 @@ class Kernels:
 
             home = {"attention": attention, "embed": sample, "pick": sample}
             chosen |= {name: bound(getattr(home.get(name, linear), name), pdl=pdl) for name in fused}
-        return cls(**chosen, fused_sum=fused_sum, pdl=pdl, ahead=ahead)
+        return cls(**chosen, fused_sum=fused_sum, pdl=pdl)

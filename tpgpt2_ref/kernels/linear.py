@@ -19,18 +19,13 @@ CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 
 def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm, out: torch.Tensor,
            state: DecodeState, pdl: bool, residual: torch.Tensor | None = None, kv_cache: torch.Tensor | None = None,
-           vocabulary: int = 0, first_token: int = 0, ahead: torch.Tensor | None = None,
-           tile: dict | None = None) -> None:
-    """Run `x` (B, K) through weight (N, K) and what stands around it.
-
-    ahead  weights that a later kernel reads: this one asks the L2 cache for them. `tile` overrides `tile_for`
-    """
+           vocabulary: int = 0, first_token: int = 0, tile: dict | None = None) -> None:
+    """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
     (batch, k), n = x.shape, weight.shape[0]
     tile = dict(tile or tile_for(then, batch, k))
     if "STAGES" in tile and norm is not None:  # many rows meet many programs: normalize once
         x, norm = add_norm(x, None, norm, pdl)[1], None
     blocks = triton.cdiv(n, tile["ROWS"])
-    lines = 0 if ahead is None else ahead.nbytes // 128
 
     def pointer(tensor):
         return x if tensor is None else tensor  # any will do: this variant never reads it
@@ -38,9 +33,8 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
     arguments = (x, weight, pointer(bias), pointer(norm and norm.weight), pointer(norm and norm.bias),
                  norm.eps if norm else 0.0, pointer(residual), out, pointer(kv_cache),
                  0 if kv_cache is None else kv_cache.stride(0), state.block_table, state.block_table.stride(0),
-                 state.positions, vocabulary, first_token, state.sampling, pointer(ahead), lines, n)
+                 state.positions, vocabulary, first_token, state.sampling, n)
     options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then, PAGE=state.block_size, PDL=pdl,
-                   LINES=triton.next_power_of_2(triton.cdiv(lines, blocks)) if lines else 0,
                    launch_pdl=pdl, num_stages=1)
     if "STAGES" in tile:
         grid = blocks, triton.cdiv(batch, tile["B"]), tile.setdefault("SPLITS", 1)

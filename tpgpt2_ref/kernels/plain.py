@@ -1,7 +1,6 @@
 """The kernels' twins in plain torch, as gpt2.py computes them: the same names, the same arguments, the same results.
 
-They run anywhere, in any dtype, and in a CUDA graph too. A kernel is right if it equals its twin. `ahead`, what a
-later kernel will read, is nothing to them.
+They run anywhere, in any dtype, and in a CUDA graph too. A kernel is right if it equals its twin.
 """
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ def normed(x, norm):
     return x if norm is None else norm(x)
 
 
-def qkv(x, norm, linear, kv_cache, state: DecodeState, ahead=None):
+def qkv(x, norm, linear, kv_cache, state: DecodeState):
     q, k, v = F.linear(normed(x, norm), linear.weight, linear.bias).chunk(3, -1)
     heads, head_size = kv_cache.shape[-2:]
     k, v = (t.unflatten(-1, (heads, head_size)) for t in (k, v))
@@ -35,15 +34,15 @@ def attention(q, kv_cache, state: DecodeState):
     return torch.einsum("bht,bthd->bhd", p, v.float()).flatten(1).to(q.dtype)
 
 
-def gelu(x, norm, linear, state, ahead=None):
+def gelu(x, norm, linear, state):
     return F.gelu(F.linear(normed(x, norm), linear.weight, linear.bias), approximate="tanh")
 
 
-def add(x, linear, residual, state, ahead=None):
+def add(x, linear, residual, state):
     return residual + F.linear(x, linear.weight, linear.bias)
 
 
-def partial(x, linear, bias: bool, state, ahead=None):
+def partial(x, linear, bias: bool, state):
     return F.linear(x, linear.weight, linear.bias if bias else None)
 
 

@@ -1,6 +1,6 @@
 """The products of a decode step on the device: B rows of x meet a whole matrix W (N, K). The time is that to read W.
 
-    gemv     1 to 4 rows of x      multiply-adds; ROWS rows of W in registers, a warp to a row or to all of them
+    gemv     1 to 4 rows of x      multiply-adds; ROWS rows of W in registers, a warp to a row or two
     skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed behind
     wide     more                  tensor cores; a tile of W and one of x pass by in pieces of K, split over programs
 
@@ -16,15 +16,6 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .sample import LEAST_KEY, gumbel_of, order_key, row_hash
-
-
-@triton.jit
-def ask_ahead(ahead, lines, LINES: tl.constexpr):
-    """Ask the L2 cache for this program's share of what a later kernel will read, LINES of 128 bytes."""
-    line = tl.minimum(tl.program_id(0) * LINES + tl.arange(0, LINES), lines - 1)
-    address = (ahead + line.to(tl.int64) * 64).to(tl.int64)  # 64 elements of 16 bits
-    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32,
-                              is_pure=False, pack=1)
 
 
 @triton.jit
@@ -83,23 +74,19 @@ def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, 
 
 @triton.jit
 def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, ahead, lines, N, K: tl.constexpr, B: tl.constexpr,
-                ROWS: tl.constexpr, CHUNK: tl.constexpr, SPREAD: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr,
-                THEN: tl.constexpr, PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+                positions, vocabulary, first_token, sampling, N, K: tl.constexpr, B: tl.constexpr,
+                ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                PAGE: tl.constexpr, PDL: tl.constexpr):
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
-    columns = tl.arange(0, CHUNK)[None, :]  # (1, CHUNK): a warp that holds all ROWS reads x once for them
-    if SPREAD:  # several warps: each reads x itself, which costs less than to pass it between them
-        columns += 0 * rows  # (ROWS, CHUNK)
+    columns = tl.arange(0, CHUNK)[None, :] + 0 * rows  # (ROWS, CHUNK): each warp reads x itself, none waits for another
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
     w = ()
     for c in tl.static_range(CHUNKS):
         k = c * CHUNK + columns
         w += (tl.load(weight + rows * K + k, mask=(rows < N) & (k < K), other=0.0),)  # (ROWS, CHUNK)
-    if LINES:
-        ask_ahead(ahead, lines, LINES)
     if NORM:
         weighted = tl.zeros((ROWS, CHUNK), tl.float32)
         shifted = tl.zeros((ROWS, CHUNK), tl.float32)
@@ -144,9 +131,9 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
 
 @triton.jit
 def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                  positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, K: tl.constexpr,
+                  positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr,
                   B: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
-                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
     CHUNK: tl.constexpr = SLICES * DEPTH
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
@@ -162,8 +149,6 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
     for c in tl.static_range(CHUNKS):
         k = c * CHUNK + columns
         w += (tl.load(weight + row[None, :, None] * K + k, mask=(row[None, :, None] < N) & (k < K), other=0.0),)
-    if LINES:
-        ask_ahead(ahead, lines, LINES)
     if NORM:
         wg = ()
         for c in tl.static_range(CHUNKS):
@@ -205,10 +190,10 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
 
 @triton.jit
 def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, ahead, lines, N, batch_size, sums, arrived,
+                positions, vocabulary, first_token, sampling, N, batch_size, sums, arrived,
                 K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
                 SPLITS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
-                PAGE: tl.constexpr, LINES: tl.constexpr, PDL: tl.constexpr):
+                PAGE: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -218,8 +203,6 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
     from_weight = weight + tl.minimum(rows, N - 1) * K + depth[None, :]  # (ROWS, DEPTH)
     from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
-    if LINES:
-        ask_ahead(ahead, lines, LINES)
     if THEN != "add":
         extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
     if PDL:

@@ -60,6 +60,8 @@ def run(args, world) -> dict:
                 step = engine.prefill_call(random_prompts(model.config.vocab_size, batch, length))
                 rows.append(row("tpgpt2", rung, batch, length, args, world, sum_name(model, batch * length, world),
                                 *times(step, world.device, args.repeat)))
+                if rung == "fused" and not engine.prefills.graphs:
+                    raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
                 engine.close()
             if world.size == 1 and not args.no_peer and (step := peer_step(args, model.config, world, batch, length)):
                 rows.append(row("transformers", "forward", batch, length, args, world, "none",

@@ -30,7 +30,7 @@ CONTEXT, TOLERANCE = 192, 2e-2
 
 
 def gemv(*options):
-    return [dict(ROWS=r, SPREAD=w > 1, num_warps=w) for r, w in options]
+    return [dict(ROWS=r, num_warps=w) for r, w in options]
 
 
 def skinny(*options):
@@ -46,17 +46,15 @@ def blocks(*options):
 
 
 CANDIDATES = {
-    1: dict(ahead=[0, 2, 3, 4], gelu=gemv((4, 4), (4, 1), (2, 1)), qkv=gemv((8, 4), (4, 1), (2, 1), (4, 2)),
-            long=gemv((2, 4), (1, 1), (2, 1), (2, 2)), add=gemv((8, 4), (2, 1), (4, 1), (1, 1)),
-            attention=blocks((256, 8), (256, 4), (64, 2)), best=gemv((16, 4), (8, 1), (4, 1))),
-    8: dict(ahead=[0, 1, 2, 3],
-            gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
+    1: dict(gelu=gemv((4, 4), (8, 4), (2, 2)), qkv=gemv((8, 4), (4, 4), (4, 2)), long=gemv((2, 4), (4, 4), (2, 2)),
+            add=gemv((8, 4), (4, 4), (16, 8)), attention=blocks((256, 8), (256, 4), (64, 2)),
+            best=gemv((16, 4), (8, 4), (32, 8))),
+    8: dict(gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
             long=skinny((16, 8, 128, 8), (16, 8, 64, 8)) + wide((16, 16, 128, 4, 4, 4)),
             qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 4, 32, 4)) + wide((16, 16, 128, 4, 1, 4)),
             add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 64, 3, 4, 4)),
             attention=blocks((256, 8), (256, 4), (64, 2)), best=wide((128, 16, 64, 4, 1, 4), (64, 16, 64, 6, 1, 4))),
-    64: dict(ahead=[0, 1, 2, 3],
-             long=wide((16, 64, 128, 4, 4, 4), (16, 64, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 8, 4),
+    64: dict(long=wide((16, 64, 128, 4, 4, 4), (16, 64, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 8, 4),
                        (64, 64, 64, 4, 8, 4), (16, 32, 128, 4, 4, 4))
              + [dict(ROWS=16, B=16, SLICES=8, DEPTH=64, num_warps=8, GRID_Y=2)],
              gelu=wide((16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (64, 64, 64, 5, 1, 4), (64, 64, 64, 4, 3, 4),
@@ -96,8 +94,6 @@ class Bench:
                  "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.x, block.attn.c_proj, self.x, s),
                  "long": (self.inner, block.mlp.c_proj, self.x, s),
                  "best": (self.x, self.model.ln_f, self.model.wte, s)}
-        if kind == "ahead":
-            return None
         name = "add" if kind == "long" else kind
         try:
             out = getattr(attention if kind == "attention" else linear, name)(*calls[kind], pdl=True, tile=tile)
@@ -114,12 +110,12 @@ class Bench:
         def op(function, kind):
             return lambda *a, **more: function(*a, pdl=True, tile=chosen[kind(a)], **more)
 
-        kernels = Kernels.choose(pdl=True, ahead=True)
+        kernels = Kernels.choose(pdl=True)
         kernels = replace(kernels, qkv=op(linear.qkv, lambda a: "qkv"), gelu=op(linear.gelu, lambda a: "gelu"),
                           add=op(linear.add, lambda a: "long" if a[0].shape[1] > 2048 else "add"),
                           best=op(linear.best, lambda a: "best"),
                           attention=op(attention.attention, lambda a: "attention"))
-        step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels, ahead=chosen["ahead"]))
+        step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels))
         self.occupy()
         step.replay()
         times = []

@@ -101,7 +101,7 @@ def test_sampled_tokens_do_not_depend_on_the_batch():
 @pytest.mark.gpu
 def test_two_ranks_in_graphs():
     """Collectives inside the graphs. Where there is one GPU, two ranks share it: right, not fast."""
-    names = ["graph", "+head", "+sum", "+ahead"]
+    names = ["graph", "+head", "+sum", "+pdl"]
     one = tokens_of_rungs(World.single("cuda"), ["+head"], 6)[0]
     for rank in on_ranks(2, tokens_of_rungs, names, 6, device="cuda", env=SHARE, timeout=120):
         for name, tokens in zip(names, rank):
