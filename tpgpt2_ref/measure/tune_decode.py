@@ -24,6 +24,7 @@ from ..kernels import Kernels, attention, linear, plain, tiles
 from ..kernels.state import DecodeState
 from ..parallel.world import World
 from ..weights import load_model
+from .results import BOOK_RESULTS, Run, machine_card, save
 
 FILE = Path(tiles.__file__).with_suffix(".json")
 CONTEXT, TOLERANCE = 192, 2e-2
@@ -130,12 +131,17 @@ class Bench:
         return sorted(times)[2]
 
 
-def tune(bench: Bench, chosen: dict, seconds: float) -> dict:
-    """The fastest tiles found within so many seconds, starting from `chosen`."""
+def tune(bench: Bench, chosen: dict, seconds: float, rows: list[dict]) -> dict:
+    """The fastest tiles found within so many seconds, starting from `chosen`; each time taken goes into `rows`."""
+    def note(choice, tile, us):
+        rows.append({"model": "gpt2", "dtype": "bfloat16", "tp": 1, "batch": bench.batch, "context": CONTEXT,
+                     "choice": choice, "tile": str(tile), "us_per_step": round(us, 1)})
+
     begin = time.monotonic()
     for kind, options in CANDIDATES[bench.batch].items():  # what is in the file may not run on this GPU
         chosen = chosen | {kind: next(tile for tile in (chosen[kind], *options) if not bench.wrong(kind, tile))}
     best = bench.microseconds(chosen)
+    note("start", "", best)
     print(f"batch {bench.batch}: {best:.1f} us a step to begin with", flush=True)
     for kind, options in CANDIDATES[bench.batch].items():
         for tile in options:
@@ -147,8 +153,11 @@ def tune(bench: Bench, chosen: dict, seconds: float) -> dict:
             except RuntimeError as e:
                 us, why = None, str(e)[:80]
             print(f"  {kind:10}{str(tile):90}" + (why or f"{us:8.1f} us"), flush=True)
-            if us is not None and us < best - 0.3:
-                best, chosen = us, chosen | {kind: tile}
+            if us is not None:
+                note(kind, tile, us)
+                if us < best - 0.3:
+                    best, chosen = us, chosen | {kind: tile}
+    note("end", "", best)
     print(f"batch {bench.batch}: {best:.1f} us a step at the end", flush=True)
     return chosen
 
@@ -165,14 +174,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=120.0, help="for each batch")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
-    args = parser.parse_args()
+    parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), metavar="DIR",
+                        help="save every time taken as decode_tiles (default DIR: the book's results)")
+    args, rows = parser.parse_args(), []
     model, measured = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16"), dict(tiles.MEASURED)
     with torch.inference_mode():
         for batch in args.batch:
             bench = Bench(model, batch)
-            measured[batch] = tune(bench, measured[batch], args.seconds)
+            measured[batch] = tune(bench, measured[batch], args.seconds, rows)
             if args.write:
                 FILE.write_text(as_json(measured))
+            if args.record:
+                save(Run("decode_tiles", machine_card(), rows), args.record)
 
 
 if __name__ == "__main__":
