@@ -26,7 +26,8 @@ class NaiveBackend(AttentionBackend):
     @staticmethod
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """q (t, heads, d), the last t of k and v's n tokens (n, heads, d) -> (t, heads, d)."""
-        t, n = q.shape[0], k.shape[0]
+        t, n, dtype = q.shape[0], k.shape[0], q.dtype
+        q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))  # halves would round the scores
         scores = torch.einsum("thd,nhd->htn", q, k) * scale
         future = torch.ones(t, n, dtype=torch.bool, device=q.device).triu(n - t + 1)
-        return torch.einsum("htn,nhd->thd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+        return torch.einsum("htn,nhd->thd", scores.masked_fill(future, float("-inf")).softmax(-1), v).to(dtype)
