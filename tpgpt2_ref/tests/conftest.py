@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import subprocess
 import sys
-import tempfile
+import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -71,32 +73,42 @@ def cli_json(*argv, **kwargs) -> dict:
 
 def on_ranks(size: int, function, *args, device: str = "cpu", env=None, timeout: float = 60) -> list:
     """Call `function(world, *args)` on `size` fresh ranks; its results by rank. For functions of test modules."""
-    port, ranks = free_port(), []
-    with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder, "job.pkl")
-        job.write_bytes(pickle.dumps((function, args, device)))
-        for rank in range(size):
-            ranks.append(subprocess.Popen(
-                [sys.executable, __file__, str(job), str(Path(folder, f"{rank}.pkl"))], stderr=subprocess.PIPE,
-                env={**os.environ, **rank_env(rank, size, port), "OMP_NUM_THREADS": "1",
-                     "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **(env or {})}))
-        try:
-            errors = [p.communicate(timeout=timeout)[1].decode() for p in ranks]
-        finally:
-            for p in ranks:
-                p.kill()
-        failed = [f"rank {r}:\n{e}" for r, (p, e) in enumerate(zip(ranks, errors)) if p.returncode]
-        assert not failed, "\n".join(failed)
-        return [pickle.loads(Path(folder, f"{rank}.pkl").read_bytes()) for rank in range(size)]
+    fork = multiprocessing.get_context("forkserver")  # its server imports torch once, not every rank
+    fork.set_forkserver_preload(["torch", "tpgpt2_ref.parallel.world", "tpgpt2_ref.engine", "tpgpt2_ref.weights"])
+    port, ranks, answers = free_port(), [], []
+    for rank in range(size):
+        here, there = fork.Pipe(duplex=False)
+        ranks.append(fork.Process(target=_rank_main, daemon=True, args=(
+            there, {**rank_env(rank, size, port), **(env or {})}, function, args, device)))
+        ranks[-1].start()
+        there.close()
+        answers.append(here)
+    got, end = [("it said nothing within the time", None)] * size, time.monotonic() + timeout
+    try:
+        for rank, answer in enumerate(answers):
+            if answer.poll(max(0.0, end - time.monotonic())):
+                got[rank] = answer.recv()
+    except EOFError:
+        got[rank] = ("it died", None)
+    finally:
+        for p in ranks:
+            p.join(timeout=0 if any(error for error, _ in got) else 10)
+            p.kill()
+    failed = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(got) if error]
+    assert not failed, "\n".join(failed)
+    return [result for _, result in got]
 
 
-def _rank_main(job: str, out: str):
+def _rank_main(answer, env, function, args, device):
+    import torch
+
     from tpgpt2_ref.parallel.world import World
 
-    function, args, device = pickle.loads(Path(job).read_bytes())
-    with World.join(device, timeout=60) as world:
-        Path(out).write_bytes(pickle.dumps(function(world, *args)))
-
-
-if __name__ == "__main__":
-    _rank_main(*sys.argv[1:])
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    try:
+        with World.join(device, timeout=60) as world:
+            result = function(world, *args)
+        answer.send_bytes(pickle.dumps((None, result)))
+    except BaseException:
+        answer.send((traceback.format_exc(), None))

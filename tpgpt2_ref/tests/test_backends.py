@@ -18,6 +18,8 @@ from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.tokenizer import ByteTokenizer
 from tpgpt2_ref.weights import load_model
 
+from .conftest import ROOT
+
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.float32: 1e-5}
 SHAPES_EACH = 13  # times 8 head sizes times 2 dtypes: 208 a backend
 BY_HAND = [  # (new tokens, cached tokens) of each sequence
@@ -145,8 +147,8 @@ def test_on_a_cpu(name):
 def test_triton_kernel_interpreted():
     """The kernel's arithmetic without a GPU, in a process of its own: Triton decides at import whether to interpret."""
     pytest.importorskip("triton")
-    result = subprocess.run([sys.executable, __file__], capture_output=True, text=True,
-                            env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    result = subprocess.run([sys.executable, "-m", "tpgpt2_ref.tests.test_backends"], capture_output=True, text=True,
+                            cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert result.returncode == 0, result.stderr
 
 
