@@ -33,13 +33,14 @@ def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) ->
         times.annotate(reason if len(reason) < 46 else reason[:44] + " …", (0.01, names.index(name)), color=GREY,
                        xycoords=("axes fraction", "data"), va="center", fontsize=7)
     times.set(xscale="log", xlabel="microseconds a call", title=title, ylim=(-0.6, len(names) - 0.4))
-    times.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     times.xaxis.set_major_formatter("{x:,.0f}")
     times.xaxis.set_minor_formatter(NullFormatter())
     times.set_yticks(range(len(names)), names)
     for label, name in zip(times.get_yticklabels(), names, strict=True):
         label.set_color(GREY if name in missing else "black")
     times.margins(x=0.25)
+    low, high = times.get_xlim()
+    times.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 1000 * low else (1,)))
     errors.set(xscale="log", xlim=(1e-8, 1e-1), xlabel="error against fp64", ylim=times.get_ylim())
     errors.set_yticks(range(len(names)), [""] * len(names))
     if rows:
