@@ -58,9 +58,10 @@ def run(args, world) -> dict:
     new = engine.generate(token_ids, args.max_new_tokens, sampling_params(args))
     steps = engine.seconds["decode"]
     return {
-        "token_ids": new, "prompts": texts(tokenizer, token_ids), "text": texts(tokenizer, new), "model": args.model, "tp": world.size, "plan": args.plan,
+        "token_ids": new, "text": texts(tokenizer, new), "prompts": texts(tokenizer, token_ids),
+        "model": args.model, "tp": world.size, "plan": args.plan,
         "backend": model.impl.name, "why": model.choice.why, "device": str(world.device), "dtype": dtype(args),
-        "world": world.backend, "collectives": engine.first_forward,
+        "world": world.backend, "collectives": engine.first_forward, "eager_because": engine.why_eager,
         "timings": {"load_s": loaded - start, "prefill_s": sum(engine.seconds["prefill"]),
                     "decode_s": sum(steps), "decode_steps": len(steps),
                     "decode_step_ms_median": median(steps) * 1e3 if steps else None},
@@ -73,7 +74,10 @@ def show(result: dict) -> str:
     step = f", {t['decode_step_ms_median']:.2f} ms a decode step" if t["decode_steps"] else ""
     head = (f"[{result['model']}, TP={result['tp']} ({result['world']}), {result['plan']}, {result['backend']}, "
             f"{result['dtype']}; a forward: {moved}; load {t['load_s']:.1f} s{step}]")
-    said = [p + t for p, t in zip(result["prompts"], result["text"])] if result["text"] else map(str, result["token_ids"])
+    if result["eager_because"] and result["device"] != "cpu":
+        head += f"\n[decoding without CUDA graphs: {result['eager_because']}]"
+    prompts, text = result["prompts"], result["text"]
+    said = [p + t for p, t in zip(prompts, text)] if prompts and text else map(str, result["token_ids"])
     return "\n".join([*said, head])
 
 

@@ -48,7 +48,8 @@ def test_torch_distributed_stays_behind_its_door():
 
 
 ORDER = [{"errors", "config", "trace", "noise", "request"}, {"parallel", "attention", "kernels"}, {"gpt2"},
-         {"weights", "tokenizer", "engine", "train_tiny", "arguments"}, {"measure"}, {"notebook", "commands", "cli", "diagrams"}]
+         {"weights", "tokenizer", "engine", "train_tiny", "arguments"}, {"measure"},
+         {"notebook", "commands", "cli", "diagrams"}]
 
 
 def test_nobody_imports_upward():
