@@ -14,11 +14,12 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from ..arguments import add_model_arguments, check_names, dtype
+from ..arguments import add_model_arguments, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
 from .results import BOOK_RESULTS, Run, machine_card, save
 
+__all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "decode steps: every rung of the ladder, beside Hugging Face transformers"
 
 
@@ -32,10 +33,6 @@ def add_arguments(parser):
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")
-
-
-def ranks(args) -> int:
-    return 1 if args.tp is None else args.tp
 
 
 def check(args):

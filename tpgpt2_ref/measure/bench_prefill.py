@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from ..arguments import add_model_arguments, check_names, dtype
+from ..arguments import add_model_arguments, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
 from .bench_decode import peer_model, random_prompts, sum_name
 from .results import BOOK_RESULTS, Run, machine_card, save
 
+__all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "prefill: wall clock and GPU time, beside Hugging Face transformers"
 RUNGS = ("eager", "fused")
 SLEEP_CYCLES = 100_000_000  # some 50 ms of a GPU, in which the host enqueues a whole prefill
@@ -31,10 +32,6 @@ def add_arguments(parser):
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")
-
-
-def ranks(args) -> int:
-    return 1 if args.tp is None else args.tp
 
 
 def check(args):
