@@ -40,7 +40,8 @@ def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
         grid = blocks, triton.cdiv(batch, tile["B"]), tile.setdefault("SPLITS", 1)
         size = grid[0] * grid[1] * grid[2] * tile["ROWS"] * tile["B"] if grid[2] > 1 else 1
         sums = x.new_empty(size, dtype=torch.float32)
-        wide_kernel[grid](*arguments, batch, sums, state.arrived, **options, **tile)
+        lines = triton.next_power_of_2(triton.cdiv(k, grid[2] * 64))
+        wide_kernel[grid](*arguments, batch, sums, state.arrived, LINES=lines, **options, **tile)
     elif "SLICES" in tile:
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
     else:

@@ -2,10 +2,11 @@
 
     gemv     1 to 4 rows of x      multiply-adds; ROWS rows of W in registers, a warp to a row or two
     skinny   up to 16 rows         tensor cores; ROWS rows of W, each warp a slice of K, the slices are summed behind
-    wide     more                  tensor cores; a tile of W and one of x pass by in pieces of K, split over programs
+    wide     more                  tensor cores; a tile of x and one of W pass by in pieces of K, split over programs
 
 gemv and skinny ask for their rows of W first, and only then wait for the kernel before (programmatic dependent
-launch, `PDL`). LayerNorm is slid behind the product, so that all that depends on weights alone is done by then:
+launch, `PDL`); wide has them brought into the L2 cache. In gemv and skinny LayerNorm is slid behind the product, so
+that all that depends on weights alone is done by then:
 
     W ((x - mean) / std * g + b_n) + b  =  (W_g x - mean s) / std + t,   W_g = W * g,  s = W_g 1,  t = W b_n + b
 """
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .prefetch import prefetch
 from .sample import LEAST_KEY, gumbel_of, order_key, row_hash
 
 
@@ -46,8 +48,11 @@ def prepare(rows, batch, N, batch_size, residual, table, table_stride, positions
 
 @triton.jit
 def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token, sampling,
-           THEN: tl.constexpr):
-    """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind."""
+           THEN: tl.constexpr, ROWS_AXIS: tl.constexpr = 0):
+    """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind.
+
+    ROWS_AXIS  1: all of it transposed
+    """
     inside = (rows < N) & (batch < batch_size)
     at = batch * N + rows
     if THEN == "store":
@@ -68,8 +73,8 @@ def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, 
             position = tl.load(positions + batch, mask=batch < batch_size, other=0).to(tl.int32) + 1
             y = y / extra + gumbel_of(row_hash(tl.load(sampling + 1), number, position), token)
         key = tl.where((rows < N) & (token < vocabulary), order_key(y, token), LEAST_KEY)
-        column = tl.max(batch, 0)
-        tl.store(out + tl.program_id(0) * batch_size + column, tl.max(key, 0), mask=column < batch_size)
+        column = tl.max(batch, ROWS_AXIS)
+        tl.store(out + tl.program_id(0) * batch_size + column, tl.max(key, ROWS_AXIS), mask=column < batch_size)
 
 
 @triton.jit
@@ -192,41 +197,46 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
 def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
                 positions, vocabulary, first_token, sampling, N, batch_size, sums, arrived,
                 K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-                SPLITS: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
+                SPLITS: tl.constexpr, LINES: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
                 PAGE: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    rows = row[:, None]
-    batch = tl.program_id(1) * B + tl.arange(0, B)[None, :]
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
+    batch = tl.program_id(1) * B + tl.arange(0, B)[:, None]
     depth = tl.arange(0, DEPTH)
-    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((ROWS, 1), tl.float32)
-    from_weight = weight + tl.minimum(rows, N - 1) * K + depth[None, :]  # (ROWS, DEPTH)
-    from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[:, None]  # (DEPTH, B)
+    SHARE: tl.constexpr = (K + SPLITS * DEPTH - 1) // (SPLITS * DEPTH) * DEPTH  # of K, for one program
+    EVEN: tl.constexpr = K % (SPLITS * DEPTH) == 0
+    start = tl.program_id(2) * SHARE
+    from_weight = weight + tl.minimum(rows, N - 1) * K  # (1, ROWS)
+    if PDL:
+        line = tl.minimum(start + tl.arange(0, LINES) * 64, K - 1)  # 128 bytes each
+        prefetch(from_weight + line[:, None])
+    from_weight += depth[:, None]  # (DEPTH, ROWS)
+    from_x = x + tl.minimum(batch, batch_size - 1) * K + depth[None, :]  # (B, DEPTH)
+    b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((1, ROWS), tl.float32)
     if THEN != "add":
         extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
     if PDL:
         gdc_wait()
-    y = tl.zeros((ROWS, B), tl.float32)
-    SHARE: tl.constexpr = (K + SPLITS * DEPTH - 1) // (SPLITS * DEPTH) * DEPTH  # of K, for one program
-    for k in tl.range(tl.program_id(2) * SHARE, tl.program_id(2) * SHARE + SHARE, DEPTH, num_stages=STAGES):
-        w = tl.load(from_weight + k, mask=k + depth[None, :] < K, other=0.0)
-        xs = tl.load(from_x + k, mask=k + depth[:, None] < K, other=0.0)
-        y = tl.dot(w, xs, y)
     if THEN == "add":  # not before the wait: a kernel before wrote the residual
         extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
+    y = tl.zeros((B, ROWS), tl.float32)
+    for k in tl.range(start, start + SHARE, DEPTH, num_stages=STAGES):
+        xs = tl.load(from_x + k, mask=(k + depth[None, :] < K) | EVEN, other=0.0)
+        w = tl.load(from_weight + k, mask=(k + depth[:, None] < K) | EVEN, other=0.0)
+        y = tl.dot(xs, w, y)
     last = True
     if SPLITS > 1:  # leave the sum to the last of the programs that share K
         tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        place = tl.arange(0, ROWS)[:, None] * B + tl.arange(0, B)[None, :]
+        place = tl.arange(0, B)[:, None] * ROWS + tl.arange(0, ROWS)[None, :]
         tl.store(sums + (tile * SPLITS + tl.program_id(2)) * ROWS * B + place, y)
         tl.debug_barrier()  # all of this program's stores come before its arrival
         last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
         if last:
             tl.store(arrived + tile, 0)  # for the next kernel
-            y = tl.zeros((ROWS, B), tl.float32)
+            y = tl.zeros((B, ROWS), tl.float32)
             for i in tl.static_range(SPLITS):
                 y += tl.load(sums + (tile * SPLITS + i) * ROWS * B + place, volatile=True)
     if last:
         finish(y + b, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token,
-               sampling, THEN)
+               sampling, THEN, ROWS_AXIS=1)

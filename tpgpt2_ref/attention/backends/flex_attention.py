@@ -18,6 +18,7 @@ from .base import AttentionBackend
 from .gather import Packed, gather, pack
 
 BLOCK = 128  # of a prefill's mask
+SMALL = {"BLOCK_M": 64, "BLOCK_N": 32, "num_stages": 1}  # above head size 256 the usual tiles exceed shared memory
 
 
 class FlexAttention(AttentionBackend):
@@ -27,6 +28,7 @@ class FlexAttention(AttentionBackend):
         super().__init__(*args, **kwargs)
         self.prefill = compiled()
         self.decode = compiled(dynamic=True)  # one kernel for every batch size
+        self.options = {"FORCE_USE_FLEX_ATTENTION": True} | (SMALL if self.head_size > 256 else {})
 
     def build(self, meta):
         """(block mask, pages to gather or None). In decode the mask still lacks its lengths: the cache's size."""
@@ -45,7 +47,7 @@ class FlexAttention(AttentionBackend):
             k, v = gather(kv_cache, packed)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
         flex = self.prefill if q.is_cuda else flex_attention
-        out = flex(q, k, v, block_mask=mask, scale=self.scale, kernel_options={"FORCE_USE_FLEX_ATTENTION": True})
+        out = flex(q, k, v, block_mask=mask, scale=self.scale, kernel_options=self.options)
         return out[0].transpose(0, 1)
 
 
