@@ -2,11 +2,15 @@
 
     out[b, h] = sum_t softmax_t(q[b, h] . k[t] / sqrt(d)) v[t],  t = 0 .. positions[b]
 
-A program takes one sequence, one head and SPAN tokens ("flash decoding", Dao et al. 2023), a block at a time. Tensor
-cores want 16 queries: they get the same one 16 times, which is still a fraction of the multiply-adds' instructions.
-All cached tokens but the newest were written in steps before this one, so a program asks for their keys and values
-before it waits for the kernel that writes q and the newest k and v (programmatic dependent launch). A sequence of one
-span is done by one program. Otherwise each leaves its weighted sum, and the last to arrive adds up.
+A program takes one sequence, one head and a part of its tokens ("flash decoding", Dao et al. 2023). All cached tokens
+but the newest were written in steps before this one, so a program asks for their keys and values before it waits for
+the kernel that writes q and the newest k and v (programmatic dependent launch).
+
+    few     a part is one block: all of it is on its way before the wait, the rest is multiply-adds in registers
+    many    where the multiply-adds' instructions would take the time: tensor cores, block after block. They want 16
+            queries and get the same one 16 times; the first block is loaded before the wait, the others prefetched
+
+A sequence of one part is done by one program. Otherwise each leaves its weighted sum, and the last to arrive adds up.
 """
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ from .prefetch import prefetch
 from .state import DecodeState
 from .tiles import measured_for
 
+LOG2_E = tl.constexpr(1.4426950408889634)  # e^x = 2^(x log2 e)
 LOWEST = tl.constexpr(-1e30)  # finite, so that a block without tokens needs no case of its own
 M = tl.constexpr(16)  # rows of the smallest product that tensor cores take
 
@@ -28,6 +33,59 @@ def row_of(token, table, end, width, PAGE: tl.constexpr):
     """Offsets of tokens' rows in the cache."""
     page = tl.load(table + token // PAGE, mask=token < end, other=0)
     return (page.to(tl.int64) * PAGE + token % PAGE) * width
+
+
+@triton.jit
+def leave(acc, top, total, here, sums, weights, arrived, sequence, part, parts, HEAD: tl.constexpr,
+          PARTS: tl.constexpr):
+    """A part's weighted sum acc (d,), its highest score and its sum of weights -> the answer, `here` (d,)."""
+    column = tl.arange(0, HEAD)
+    if parts == 1:
+        tl.store(here, acc / total)
+    else:
+        tl.store(sums + (sequence * PARTS + part) * HEAD + column, acc)
+        tl.store(weights + (sequence * PARTS + part) * 2, top)
+        tl.store(weights + (sequence * PARTS + part) * 2 + 1, total)
+        tl.debug_barrier()  # all of this program's stores come before its arrival
+        if tl.atomic_add(arrived + sequence, 1, sem="acq_rel") == parts - 1:
+            tl.store(arrived + sequence, 0)  # for the next layer
+            each = tl.arange(0, PARTS)
+            at_each = weights + (sequence * PARTS + each) * 2
+            tops = tl.load(at_each, mask=each < parts, other=LOWEST, volatile=True)
+            totals = tl.load(at_each + 1, mask=each < parts, other=0.0, volatile=True)
+            share = tl.exp2(tops - tl.max(tops, 0))  # (PARTS,)
+            accs = tl.load(sums + (sequence * PARTS + each[:, None]) * HEAD + column[None, :],
+                           mask=(each < parts)[:, None], other=0.0, volatile=True)
+            tl.store(here, tl.sum(accs * share[:, None], 0) / tl.sum(totals * share, 0))
+
+
+@triton.jit
+def few_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
+               HEAD: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        gdc_launch_dependents()
+    head, b, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    newest = tl.load(positions + b).to(tl.int32)
+    parts = newest // BLOCK + 1  # that hold tokens
+    if part < parts:
+        column = tl.arange(0, HEAD)
+        token = part * BLOCK + tl.arange(0, BLOCK)
+        row = row_of(token, table + b * table_stride, newest + 1, width, PAGE)
+        at = kv + row[:, None] + (head * HEAD + column)[None, :]
+        k = tl.load(at, mask=(token < newest)[:, None], other=0.0)  # (BLOCK, d)
+        v = tl.load(at + kv_stride, mask=(token < newest)[:, None], other=0.0)
+        if PDL:
+            gdc_wait()
+        k = tl.load(at, mask=(token == newest)[:, None], other=k)
+        v = tl.load(at + kv_stride, mask=(token == newest)[:, None], other=v)
+        query = tl.load(q + b * width + head * HEAD + column).to(tl.float32) * (scale * LOG2_E)
+        score = tl.sum(query[None, :] * k.to(tl.float32), 1)  # (BLOCK,)
+        score = tl.where(token <= newest, score, LOWEST)
+        top = tl.max(score, 0)
+        p = tl.exp2(score - top)
+        acc = tl.sum(p[:, None] * v.to(tl.float32), 0)  # (d,)
+        leave(acc, top, tl.sum(p, 0), out + b * width + head * HEAD + column, sums, weights, arrived,
+              b * tl.num_programs(0) + head, part, parts, HEAD, PARTS)
 
 
 @triton.jit
@@ -42,90 +100,64 @@ def absorb(query, k, v, inside, scale, top, total, acc):
 
 
 @triton.jit
-def decode_attention_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
-                            HEAD: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr, SPANS: tl.constexpr,
-                            STAGES: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+def many_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
+                HEAD: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+                PAGE: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
-    head, b, span = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, b, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     newest = tl.load(positions + b).to(tl.int32)
-    spans = tl.maximum(tl.cdiv(newest, SPAN), 1)  # that hold tokens
-    if span < spans:
-        start, end = span * SPAN, tl.minimum(span * SPAN + SPAN, newest)
+    parts = tl.maximum(tl.cdiv(newest, SPAN), 1)  # the newest token comes on top, in the first part
+    if part < parts:
+        start, end = part * SPAN, tl.minimum(part * SPAN + SPAN, newest)
         column = tl.arange(0, HEAD)
         table += b * table_stride
         kv += head * HEAD
         token = start + tl.arange(0, BLOCK)
-        inside = (token < end)[:, None]
         at = kv + row_of(token, table, end, width, PAGE)[:, None] + column[None, :]
-        k = tl.load(at, mask=inside, other=0.0)  # (BLOCK, d)
-        v = tl.load(at + kv_stride, mask=inside, other=0.0)
-        at_newest = kv + row_of(newest, table, newest + 1, width, PAGE) + column[None, :]
+        k = tl.load(at, mask=(token < end)[:, None], other=0.0)  # (BLOCK, d)
+        v = tl.load(at + kv_stride, mask=(token < end)[:, None], other=0.0)
+        at_newest = kv + row_of(newest, table, newest + 1, width, PAGE) + column
         if PDL:
-            if SPAN > BLOCK:
-                later = tl.minimum(start + BLOCK + tl.arange(0, SPAN), newest)
-                line = kv + row_of(later, table, end, width, PAGE)
-                prefetch(line)
-                prefetch(line + kv_stride)
+            later = kv + row_of(start + BLOCK + tl.arange(0, SPAN), table, end, width, PAGE)
+            prefetch(later)
+            prefetch(later + kv_stride)
             gdc_wait()
-        at_q = q + b * width + head * HEAD + column[None, :]
-        query = tl.load(at_q + 0 * tl.arange(0, M)[:, None])  # (M, d)
-        q_alone, newest_k, newest_v = tl.load(at_q), tl.load(at_newest), tl.load(at_newest + kv_stride)  # (1, d)
-        scale *= 1.4426950408889634  # log2 e: e^x = 2^(x log2 e)
+        at_q = q + b * width + head * HEAD + column
+        query = tl.load(at_q[None, :] + 0 * tl.arange(0, M)[:, None])  # (M, d)
+        q_alone, newest_k, newest_v = tl.load(at_q), tl.load(at_newest), tl.load(at_newest + kv_stride)  # (d,)
+        scale *= LOG2_E
         zero = tl.zeros((M,), tl.float32)
         top, total, acc = absorb(query, k, v, (token < end)[None, :], scale, zero + LOWEST, zero,
                                  tl.zeros((M, HEAD), tl.float32))
-        if SPAN > BLOCK:
-            for t in tl.range(start + BLOCK, end, BLOCK, num_stages=STAGES):
-                token = t + tl.arange(0, BLOCK)
-                inside = (token < end)[:, None]
-                at = kv + row_of(token, table, end, width, PAGE)[:, None] + column[None, :]
-                k = tl.load(at, mask=inside, other=0.0)
-                v = tl.load(at + kv_stride, mask=inside, other=0.0)
-                top, total, acc = absorb(query, k, v, (token < end)[None, :], scale, top, total, acc)
-
-        score = tl.sum(q_alone.to(tl.float32) * newest_k.to(tl.float32), 1) * scale
-        score = tl.where(span == 0, score, LOWEST)  # (1,): the newest token is the first program's
+        for t in tl.range(start + BLOCK, end, BLOCK, num_stages=STAGES):
+            token = t + tl.arange(0, BLOCK)
+            at = kv + row_of(token, table, end, width, PAGE)[:, None] + column[None, :]
+            k = tl.load(at, mask=(token < end)[:, None], other=0.0)
+            v = tl.load(at + kv_stride, mask=(token < end)[:, None], other=0.0)
+            top, total, acc = absorb(query, k, v, (token < end)[None, :], scale, top, total, acc)
+        score = tl.sum(q_alone.to(tl.float32) * newest_k.to(tl.float32), 0) * scale
+        score = tl.where(part == 0, score, LOWEST)
         peak = tl.maximum(tl.max(top, 0), score)
         share, p = tl.exp2(tl.max(top, 0) - peak), tl.exp2(score - peak)
-        total = tl.max(total, 0) * share + p  # (1,): all M rows are the same
-        acc = tl.max(acc, 0)[None, :] * share[:, None]
-        acc += p[:, None] * newest_v.to(tl.float32)  # (1, d)
-        here = out + b * width + head * HEAD + column[None, :]
-        if spans == 1:
-            tl.store(here, acc / total[:, None])
-        else:
-            sequence = b * tl.num_programs(0) + head
-            one = tl.arange(0, 1)
-            tl.store(sums + (sequence * SPANS + span) * HEAD + column[None, :], acc)
-            tl.store(weights + (sequence * SPANS + span) * 2 + one, peak)
-            tl.store(weights + (sequence * SPANS + span) * 2 + 1 + one, total)
-            tl.debug_barrier()  # all of this program's stores come before its arrival
-            if tl.atomic_add(arrived + sequence, 1, sem="acq_rel") == spans - 1:
-                tl.store(arrived + sequence, 0)  # for the next layer
-                each = tl.arange(0, SPANS)
-                at_each = weights + (sequence * SPANS + each) * 2
-                peaks = tl.load(at_each, mask=each < spans, other=LOWEST, volatile=True)
-                totals = tl.load(at_each + 1, mask=each < spans, other=0.0, volatile=True)
-                of_each = tl.exp2(peaks - tl.max(peaks, 0))  # (SPANS,)
-                parts = tl.load(sums + (sequence * SPANS + each[:, None]) * HEAD + column[None, :],
-                                mask=(each < spans)[:, None], other=0.0, volatile=True)
-                total_of_all = tl.sum(totals * of_each, 0)
-                tl.store(here, tl.sum(parts * of_each[:, None], 0)[None, :] / total_of_all)
+        acc = tl.max(acc, 0) * share + p * newest_v.to(tl.float32)  # (d,): all M rows are the same
+        leave(acc, peak, tl.max(total, 0) * share + p, out + b * width + head * HEAD + column, sums, weights, arrived,
+              b * tl.num_programs(0) + head, part, parts, HEAD, PARTS)
 
 
 def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False,
               tile: dict | None = None) -> torch.Tensor:
     """q (B, D/n) over this layer's cache, the newest token included -> (B, D/n)."""
     heads, head_size = kv_cache.shape[-2:]
-    tile = dict(tile or measured_for(state.batch)["attention"])
-    spans = triton.cdiv(state.block_table.shape[1] * state.block_size, tile["SPAN"])
-    out = torch.empty_like(q)
-    places = q.shape[0] * heads * triton.next_power_of_2(spans)
+    tile = tile or measured_for(state.batch)["attention"]
+    kernel = many_kernel if "SPAN" in tile else few_kernel
+    parts = triton.cdiv(state.block_table.shape[1] * state.block_size, tile.get("SPAN", tile["BLOCK"]))
+    places = q.shape[0] * heads * triton.next_power_of_2(parts)
     sums = q.new_empty(places, head_size, dtype=torch.float32)
     weights = q.new_empty(places, 2, dtype=torch.float32)
-    decode_attention_kernel[(heads, q.shape[0], spans)](
+    out = torch.empty_like(q)
+    kernel[(heads, q.shape[0], parts)](
         q, kv_cache, kv_cache.stride(0), state.block_table, state.block_table.stride(0), state.positions, out, sums,
         weights, state.arrived, head_size**-0.5, heads * head_size, HEAD=head_size,
-        SPANS=triton.next_power_of_2(spans), PAGE=state.block_size, PDL=pdl, launch_pdl=pdl, **tile)
+        PARTS=triton.next_power_of_2(parts), PAGE=state.block_size, PDL=pdl, launch_pdl=pdl, **tile)
     return out
