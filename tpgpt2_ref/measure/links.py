@@ -48,6 +48,7 @@ LIMITS = (
     Limit("PCIe Gen5 x16", pcie_gb_per_s(5, 16)),
     Limit("100 Gbit/s Ethernet", 12.5, 12.5, "already one way"),
 )
+NVLINK_LANE = {"3": 25.0, "4": 25.0, "5": 50.0}  # GB/s one way, for drivers that don't say: 12, 18 and 18 lanes above
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def gpu_links() -> list[dict]:
         for b in range(a + 1, len(gpus)):
             lanes = _nvlink_lanes(n, gpus[a], peer=gpus[b])
             if lanes:
-                row = {"link": f"NVLink {lanes[0]['version']}", "lanes": len(lanes),
+                row = {"link": lanes[0]["link"], "lanes": len(lanes),
                        "one_way_gb_per_s": round(sum(lane["gb_per_s"] for lane in lanes), 1)}
             else:
                 row = min((_pcie(n, gpus[i]) for i in (a, b)), key=lambda r: r["one_way_gb_per_s"])
@@ -180,7 +181,7 @@ def machine_links() -> dict[str, str]:
         n = nvml()
         gpu = n.nvmlDeviceGetHandleByIndex(0)
         lanes, pcie = _nvlink_lanes(n, gpu), _pcie(n, gpu)
-        words = [f"NVLink {lanes[0]['version']}, {len(lanes)} lanes, "
+        words = [f"{lanes[0]['link']}, {len(lanes)} lanes, "
                  f"{sum(lane['gb_per_s'] for lane in lanes):.0f} GB/s one way a GPU"] if lanes else []
         words += [f"{pcie['link']}, {pcie['one_way_gb_per_s']} GB/s one way"]
         return {"links": "; ".join(words), "driver": _text(n.nvmlSystemGetDriverVersion())}
@@ -189,7 +190,7 @@ def machine_links() -> dict[str, str]:
 
 
 def _nvlink_lanes(n, gpu, peer=None) -> list[dict]:
-    """The GPU's active NVLink lanes (those that reach `peer`): version and GB/s one way of each."""
+    """The GPU's active NVLink lanes (those that reach `peer`): name and GB/s one way of each."""
     if peer is not None and n.nvmlDeviceGetP2PStatus(gpu, peer, n.NVML_P2P_CAPS_INDEX_NVLINK) != n.NVML_P2P_STATUS_OK:
         return []
     lanes = []
@@ -199,11 +200,21 @@ def _nvlink_lanes(n, gpu, peer=None) -> list[dict]:
                 continue
             if peer is not None and not _ends_at(n, gpu, i, peer):
                 continue
-            speed = n.nvmlDeviceGetFieldValues(gpu, [n.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])[0]
-            lanes.append({"version": n.nvmlDeviceGetNvLinkVersion(gpu, i), "gb_per_s": speed.value.uiVal / 1000})
+            version = _nvlink_version(n, n.nvmlDeviceGetNvLinkVersion(gpu, i))
+            speed = n.nvmlDeviceGetFieldValues(gpu, [n.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])[0].value.uiVal / 1000
+            lanes.append({"link": f"NVLink {version}", "gb_per_s": speed} if speed else  # a guest may not be told
+                         {"link": f"NVLink {version} (speed by its version)",
+                          "gb_per_s": NVLINK_LANE.get(version.split(".")[0], 0.0)})
         except n.NVMLError:
             break  # no such lane on this GPU
     return lanes
+
+
+def _nvlink_version(n, value: int) -> str:
+    """NVML counts versions: 6 is NVML_NVLINK_VERSION_4_0, NVLink 4."""
+    head = "NVML_NVLINK_VERSION_"
+    names = {getattr(n, name): name.removeprefix(head) for name in dir(n) if name.startswith(head)}
+    return names.get(value, str(value)).replace("_", ".").removesuffix(".0")
 
 
 def _ends_at(n, gpu, lane, peer) -> bool:

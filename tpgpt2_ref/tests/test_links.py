@@ -18,22 +18,23 @@ from .conftest import ROOT
 
 
 class FakeNVML:
-    """An imagined machine: `lanes` active NVLinks a GPU at 26.562 GB/s, to a switch or to named GPUs."""
+    """An imagined machine: `lanes` active NVLinks a GPU at 26.562 GB/s, each to a "switch" or to a GPU's number."""
 
     NVMLError = type("NVMLError", (Exception,), {})
     NVML_NVLINK_MAX_LINKS, NVML_P2P_CAPS_INDEX_NVLINK, NVML_P2P_STATUS_OK = 36, 2, 0
     NVML_NVLINK_DEVICE_TYPE_SWITCH, NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON = 2, 90
+    NVML_NVLINK_VERSION_INVALID, NVML_NVLINK_VERSION_3_1, NVML_NVLINK_VERSION_4_0 = 0, 5, 6
 
-    def __init__(self, gpus=2, lanes=(), generation=5):
-        self.gpus, self.lanes, self.generation = gpus, lanes, generation  # lanes: "switch" or a GPU's number
+    def __init__(self, gpus=2, lanes=(), generation=5, mbps=26562):
+        self.gpus, self.lanes, self.generation, self.mbps = gpus, lanes, generation, mbps
 
     def nvmlInit(self): pass
     def nvmlDeviceGetCount(self): return self.gpus
     def nvmlDeviceGetHandleByIndex(self, i): return i
     def nvmlSystemGetDriverVersion(self): return b"580.1"
     def nvmlDeviceGetP2PStatus(self, a, b, cap): return 0 if self.lanes else 5
-    def nvmlDeviceGetNvLinkVersion(self, gpu, lane): return 4
-    def nvmlDeviceGetFieldValues(self, gpu, ids): return [SimpleNamespace(value=SimpleNamespace(uiVal=26562))]
+    def nvmlDeviceGetNvLinkVersion(self, gpu, lane): return 6
+    def nvmlDeviceGetFieldValues(self, gpu, ids): return [SimpleNamespace(value=SimpleNamespace(uiVal=self.mbps))]
     def nvmlDeviceGetMaxPcieLinkGeneration(self, gpu): return self.generation
     def nvmlDeviceGetMaxPcieLinkWidth(self, gpu): return 16
     def nvmlDeviceGetNvLinkRemoteDeviceType(self, gpu, lane): return 2 if self.lanes[lane] == "switch" else 0
@@ -49,6 +50,7 @@ class FakeNVML:
 @pytest.mark.parametrize("machine, want", [
     (FakeNVML(2, ["switch"] * 18), ("NVLink 4", 18, 478.1)),  # H200 pairs, all lanes to a switch
     (FakeNVML(2, [1, 1, 1, 1, 5, 5]), ("NVLink 4", 4, 106.2)),  # four lanes reach GPU 1, two go elsewhere
+    (FakeNVML(2, ["switch"] * 18, mbps=0), ("NVLink 4 (speed by its version)", 18, 450.0)),  # as a guest sees it
     (FakeNVML(2, [], 4), ("PCIe Gen4", 16, 31.5)),
     (FakeNVML(2, [], 5), ("PCIe Gen5", 16, 63.0)),
 ])

@@ -15,23 +15,23 @@ WAYS = {
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
 }
 
-# "auto" gives each way tensors up to so many bytes, by the number of ranks. Microseconds a call, bf16, in CUDA graphs:
-#                 two H200 over NVLink (22 Nov 2026)      push, both ranks on one H200 (24 Nov 2026):
-#     bytes        NCCL   one_shot   two_shot             the kernel's own time, without NVLink
-#     1,536        11.2        6.0        6.0              1.5
-#     24,576       12.2        6.7        6.8              1.9
-#     196,608      12.9        7.6        7.4              2.2
-#     1,572,864    21.9       15.3       11.1              4.6
-#     12,582,912   62.5                                   34.9
-# one_shot and two_shot cross at about 100 KB. two_shot was never behind NCCL, so it goes as far as its buffer.
-# push over NVLink is not measured yet; till then this is reckoned. At two ranks it moves as many bytes as the others,
-# without their barriers: first, as far as its mailbox. At four and eight its n-1 copies are 1.5 and 5.25 tensors more
-# than two_shot moves; at 400 GB/s they cost more than the barriers (4 us) from about 1 MB and 300 KB.
+# "auto" gives each way tensors up to so many bytes, by the number of ranks. Microseconds a call, bf16, in CUDA graphs,
+# two H100 over NVLink 4, 24 Nov 2026 (book/results/2x-nvidia-h100-80gb-hbm3/collectives.json):
+#     bytes        NCCL   one_shot   two_shot     push
+#     2,048        13.2       11.2       15.8      5.6
+#     16,384       10.8       10.3       14.5      4.0
+#     131,072      12.0       11.6       15.6      4.5
+#     1,048,576    21.0       20.6       22.8     10.4
+#     4,194,304    51.4       53.8       47.7     32.1
+#     16,777,216  133.8                 132.9    101.8
+#     33,554,432  184.6                 210.9
+# Four and eight ranks are not measured yet; till then this is reckoned. push's n-1 copies are 1.5 and 5.25 tensors
+# more than two_shot moves; at 400 GB/s they cost more than the barriers (4 us) from about 1 MB and 300 KB.
 KiB, MiB = 1 << 10, 1 << 20
 LIMITS = {
     "push": {2: 16 * MiB, 4: 1 * MiB, 8: 256 * KiB},
-    "one_shot": {2: 128 * KiB, 4: 64 * KiB, 8: 32 * KiB},
-    "two_shot": {2: 32 * MiB, 4: 32 * MiB, 8: 32 * MiB},
+    "one_shot": {2: 1 * MiB, 4: 64 * KiB, 8: 32 * KiB},
+    "two_shot": {2: 16 * MiB, 4: 32 * MiB, 8: 32 * MiB},
 }
 
 __all__ = ["AllReduce", "C10dAllReduce", "LIMITS", "WAYS", "ways_to_sum"]
