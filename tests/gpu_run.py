@@ -2,6 +2,7 @@
 
     python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2 or 4 GPUs allow
     python tests/gpu_run.py --out FOLDER --only tests,collectives
+    python tests/gpu_run.py --out FOLDER --quick         what tells most in some six minutes: fewer sizes and models
     python tests/gpu_run.py --list                       the steps and their limits
 
 Each step has its own time limit, and one that fails doesn't stop the others. FOLDER gets each step's log,
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,7 +39,7 @@ class Step:
     gpus: int = 1
 
 
-def steps(out: Path, gpus: int) -> list[Step]:
+def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     """All steps, in order: what is quick and tells most first."""
     keep = ["--json", "--record", str(out / "results")]
     tps = [n for n in (1, 2, 4, 8) if n <= gpus]
@@ -45,22 +47,42 @@ def steps(out: Path, gpus: int) -> list[Step]:
     def ours(*argv):
         return [sys.executable, "-m", "tpgpt2_ref", *map(str, argv)]
 
+    def part(name, limit, tp, bench, *argv):  # one of the runs that `merge` puts together
+        return Step(name, ours("bench", bench, *argv, "--json", "--record", out / "parts" / name), limit, tp)
+
+    def pytest(limit, *argv):
+        return Step("tests", [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider",
+                              *argv], limit)
+
+    if quick:
+        found, steps_of = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
+        for tp in tps:
+            for way in ("auto", "nccl") if tp > 1 else ("auto",):
+                found.append(part(f"decode-{way}-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", way, *steps_of, 64,
+                                  "--prompt-len", 128, 512))
+            found += [part(f"decode-xl-tp{tp}", 90, tp, "decode", "--tp", tp, "--model", "random:gpt2-xl", *steps_of,
+                           "--new-tokens", 64),
+                      part(f"prefill-tp{tp}", 60, tp, "prefill", "--tp", tp, "--batch", 1, 8, "--repeat", 10,
+                           "--prompt-len", 128, 512, 1000)]
+            if tp > 1:
+                found.append(part(f"collectives-tp{tp}", 90, tp, "collectives", "--tp", tp, "--samples", 12))
+        for link in ("host memory", "sockets"):
+            found.append(part(f"collectives-{link.split()[0]}", 60, 2, "collectives", "--tp", 2, "--link", link,
+                              "--samples", 8, "--ops", "all_reduce,all_gather",
+                              "--sizes", "1K,4K,16K,64K,256K,1M,4M,16M,64M"))
+        return [*found, Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
+                pytest(300, "-m", "gpu or gpus", "-k", "cuda_graph or kernels or push or two_gpus or two_nccl")]
     found = [
         Step("doctor", ours("doctor"), 120),
-        Step("tests", [sys.executable, "-m", "pytest", "tpgpt2_ref", "-m", "gpu or gpus", "-q", "-rs", "-p",
-                       "no:cacheprovider"], 600),
+        pytest(900, "-m", "gpu or gpus"),
         Step("collectives", ours("bench", "collectives", "--link", "all", *keep), 900, 2),
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:
         for model in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
-            for bench, shapes in (("decode", ["--batch", 1, 8, 64]), ("prefill", ["--batch", 1, 8])):
-                lengths = [128, 512] if bench == "decode" else [None]  # prefill takes its lengths in one call
-                for length in lengths:
-                    name = f"{bench}-{model}-tp{tp}" + (f"-{length}" if length else "")
-                    prompts = ["--prompt-len", *([length] if length else [128, 512, 1000])]
-                    found.append(Step(name, ours("bench", bench, "--model", f"random:{model}", "--tp", tp, *shapes,
-                                                 *prompts, "--json", "--record", out / "parts" / name), 240, tp))
+            shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
+            found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 64, "--prompt-len", 128, 512),
+                      part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
     for tp in tps:
         for plan in ("shipped", "as-drawn") if tp > 1 else ("shipped",):
             for phase, graph in (("prefill", []), ("decode", []), ("decode", ["--graph"])):
@@ -120,21 +142,22 @@ def run(step: Step, out: Path, gpus: int) -> dict:
 
 
 def stamp(out: Path, commit: str) -> None:
-    """Name the commit in what was recorded, where the copy of the repository that ran had no git."""
+    """Name the commit in what was recorded, where the copy of the repository that ran has no git, or another's."""
     for path in (out / "results").glob("**/*.json"):
-        path.write_text(path.read_text().replace('"commit": "unknown"', f'"commit": "{commit}"', 1))
+        path.write_text(re.sub(r'"commit": "[^"]*"', f'"commit": "{commit}"', path.read_text(), count=1))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for logs, results, traces and chapters")
     parser.add_argument("--only", help="steps, separated by commas; trace means every trace")
-    parser.add_argument("--commit", help="the commit that this copy is of, where it has no git")
+    parser.add_argument("--quick", action="store_true", help="the steps that tell most, with fewer sizes and models")
+    parser.add_argument("--commit", help="the commit that this copy is of, where git does not know")
     parser.add_argument("--list", action="store_true", help="print the steps and stop")
     parser.add_argument("--fit", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpus, out = gpu_count(), (args.out or Path("gpu_run")).resolve()
-    todo = steps(out, gpus)
+    todo = steps(out, gpus, args.quick)
     if args.only:
         wanted = args.only.split(",")
         todo = [s for s in todo if any(s.name == w or s.name.startswith(f"{w}-") for w in wanted)]
@@ -154,8 +177,8 @@ def main() -> int:
         print(f"{step.name}: {table[-1]['result']} ({table[-1]['seconds']} s)", flush=True)
         if (out / "parts").is_dir():
             merge(out)  # after each step: what is measured is kept, whatever comes later
-    if args.commit:
-        stamp(out, args.commit)
+        if args.commit:
+            stamp(out, args.commit)
     (out / "summary.json").write_text(json.dumps({"machine": results.machine_card(), "steps": table}, indent=1))
     print(f"\n{'step':36}{'seconds':>9}  result")
     print("\n".join(f"{row['step']:36}{row['seconds']:>9}  {row['result']}" for row in table))

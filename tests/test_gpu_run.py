@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from tpgpt2_ref.cli import parser
 from tpgpt2_ref.measure import results
 
 SPEC = importlib.util.spec_from_file_location("gpu_run", Path(__file__).with_name("gpu_run.py"))
@@ -18,10 +19,19 @@ def test_steps_grow_with_the_gpus(tmp_path):
     names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4)}
     assert all(len(set(found)) == len(found) for found in names.values())
     assert set(names[1]) < set(names[2]) < set(names[4])
-    assert {"tests", "attention", "collectives", "decode-gpt2-tp1-128", "chapters"} <= set(names[1])
-    assert "decode-gpt2-xl-tp4-128" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
-    for step in gpu_run.steps(tmp_path, 4):
+    assert {"tests", "attention", "collectives", "decode-gpt2-tp1", "chapters"} <= set(names[1])
+    assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
+    for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
+    assert {"decode-nccl-tp2", "decode-xl-tp1", "collectives-host", "tests"} <= {s.name for s in quick}
+
+
+def test_the_commands_of_the_steps_are_understood(tmp_path):
+    """Each command line gets past the parser of its command."""
+    for quick in (False, True):
+        for step in gpu_run.steps(tmp_path, 4, quick):
+            if step.argv[1:3] == ["-m", "tpgpt2_ref"]:
+                parser(step.argv[3:]).parse_args(step.argv[3:])  # exits if it does not understand
 
 
 def test_a_step_that_fails_or_hangs_is_ended_and_logged(tmp_path):

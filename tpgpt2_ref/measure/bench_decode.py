@@ -27,7 +27,7 @@ def add_arguments(parser):
     add_model_arguments(parser)
     parser.set_defaults(model="random:gpt2")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--prompt-len", type=int, default=128, metavar="N")
+    parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], metavar="N")
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--rung", nargs="+", default=None, help="rungs by name (default: all that this machine has)")
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
@@ -38,10 +38,10 @@ def add_arguments(parser):
 def check(args):
     config, _ = find_checkpoint(args.model)
     check_names(args, config)
-    if min(args.batch) < 1 or args.prompt_len < 1 or args.new_tokens < 2:
+    if min(args.batch) < 1 or min(args.prompt_len) < 1 or args.new_tokens < 2:
         raise UserError("--batch and --prompt-len must be at least 1, --new-tokens at least 2")
-    if args.prompt_len + args.new_tokens > config.n_positions:
-        raise UserError(f"--prompt-len {args.prompt_len} and --new-tokens {args.new_tokens} make more than the "
+    if max(args.prompt_len) + args.new_tokens > config.n_positions:
+        raise UserError(f"--prompt-len {max(args.prompt_len)} and --new-tokens {args.new_tokens} make more than the "
                         f"model's {config.n_positions} positions")
     from ..engine.ladder import LADDER
 
@@ -62,14 +62,16 @@ def run(args, world) -> dict:
     rows, samples, copy = [], [], copy_gb_per_s(world.device)
     result = {"bench": "decode", "machine": machine_card(), "rows": rows, "why_eager": why}
     for batch in args.batch:
-        for rung in ladder:
-            if args.rung is None or rung.name in args.rung:
-                times = step_times(model, rung, batch, args.prompt_len, args.new_tokens)
-                rows.append(row("tpgpt2", rung.name, batch, args, world, sum_name(model, batch, world), times, copy))
+        for length in args.prompt_len:
+            for rung in ladder:
+                if args.rung is None or rung.name in args.rung:
+                    times = step_times(model, rung, batch, length, args.new_tokens)
+                    rows.append(row("tpgpt2", rung.name, batch, length, args, world, sum_name(model, batch, world), times,
+                                    copy))
+                    samples.append(times)
+            if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch, length)):
+                rows.append(row("transformers", "generate", batch, length, args, world, "none", times, copy))
                 samples.append(times)
-        if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch)):
-            rows.append(row("transformers", "generate", batch, args, world, "none", times, copy))
-            samples.append(times)
         if args.record and world.rank == 0 and rows:  # after each batch: a run that is cut short leaves what it has
             result["saved"] = str(save(Run("decode", result["machine"], rows), args.record, samples))
     return result
@@ -113,7 +115,7 @@ def random_prompts(vocabulary: int, batch: int, length: int) -> list[list[int]]:
     return [[rng.randrange(vocabulary) for _ in range(length)] for _ in range(batch)]
 
 
-def peer_times(args, config, world, batch: int) -> list[float]:
+def peer_times(args, config, world, batch: int, prompt_len: int) -> list[float]:
     """Microseconds of each of Hugging Face's decode steps on the same shapes; empty if it isn't installed."""
     try:
         import torch
@@ -121,7 +123,7 @@ def peer_times(args, config, world, batch: int) -> list[float]:
     except ImportError:
         return []
     peer = peer_model(config, dtype(args), world)
-    ids = torch.tensor(random_prompts(config.vocab_size, batch, args.prompt_len), device=world.device)
+    ids = torch.tensor(random_prompts(config.vocab_size, batch, prompt_len), device=world.device)
 
     class Clock(StoppingCriteria):
         """Called after every token; stops nothing."""
@@ -161,20 +163,20 @@ def sum_name(model, batch: int, world) -> str:
     return next(way.name for way in world.sums if way.takes(x))
 
 
-def row(engine: str, rung: str, batch: int, args, world, sums: str, times: list[float],
+def row(engine: str, rung: str, batch: int, prompt_len: int, args, world, sums: str, times: list[float],
         copy: float | None) -> dict:
     ordered = sorted(times)
     at = {f"us_per_step_{name}": round(ordered[int(share * (len(ordered) - 1))], 2)
           for name, share in (("median", 0.5), ("p10", 0.1), ("p90", 0.9))}
     return {"engine": engine, "model": args.model.removeprefix("random:"), "dtype": dtype(args), "tp": world.size,
-            "sum": sums, "rung": rung, "batch": batch, "prompt_len": args.prompt_len, "new_tokens": len(times) + 1,
+            "sum": sums, "rung": rung, "batch": batch, "prompt_len": prompt_len, "new_tokens": len(times) + 1,
             **at, "us_per_step_mean": round(sum(times) / len(times), 2), "copy_gb_per_s": copy}
 
 
 def show(result: dict) -> str:
-    lines = [f"{'engine':14}{'rung':12}{'tp':>3} {'sum':10}{'batch':>6}{'us a step':>12}{'p10':>10}{'p90':>10}"]
+    lines = [f"{'engine':14}{'rung':12}{'tp':>3} {'sum':10}{'batch':>6}{'tokens':>8}{'us a step':>12}{'p10':>10}{'p90':>10}"]
     for r in result["rows"]:
-        lines.append(f"{r['engine']:14}{r['rung']:12}{r['tp']:>3} {r['sum']:10}{r['batch']:>6}"
+        lines.append(f"{r['engine']:14}{r['rung']:12}{r['tp']:>3} {r['sum']:10}{r['batch']:>6}{r['prompt_len']:>8}"
                      f"{r['us_per_step_median']:>12.1f}{r['us_per_step_p10']:>10.1f}{r['us_per_step_p90']:>10.1f}")
     if result["why_eager"]:
         lines.append(f"eager only: {result['why_eager']}")
