@@ -66,8 +66,8 @@ def run(args, world) -> dict:
             for rung in ladder:
                 if args.rung is None or rung.name in args.rung:
                     times = step_times(model, rung, batch, length, args.new_tokens)
-                    rows.append(row("tpgpt2", rung.name, batch, length, args, world, sum_name(model, batch, world), times,
-                                    copy))
+                    sums = sum_name(model, batch, world)
+                    rows.append(row("tpgpt2", rung.name, batch, length, args, world, sums, times, copy))
                     samples.append(times)
             if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch, length)):
                 rows.append(row("transformers", "generate", batch, length, args, world, "none", times, copy))
@@ -174,7 +174,8 @@ def row(engine: str, rung: str, batch: int, prompt_len: int, args, world, sums: 
 
 
 def show(result: dict) -> str:
-    lines = [f"{'engine':14}{'rung':12}{'tp':>3} {'sum':10}{'batch':>6}{'tokens':>8}{'us a step':>12}{'p10':>10}{'p90':>10}"]
+    lines = [f"{'engine':14}{'rung':12}{'tp':>3} {'sum':10}{'batch':>6}{'tokens':>8}{'us a step':>12}{'p10':>10}"
+             f"{'p90':>10}"]
     for r in result["rows"]:
         lines.append(f"{r['engine']:14}{r['rung']:12}{r['tp']:>3} {r['sum']:10}{r['batch']:>6}{r['prompt_len']:>8}"
                      f"{r['us_per_step_median']:>12.1f}{r['us_per_step_p10']:>10.1f}{r['us_per_step_p90']:>10.1f}")
