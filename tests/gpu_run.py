@@ -2,7 +2,7 @@
 
     python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2 or 4 GPUs allow
     python tests/gpu_run.py --out FOLDER --only tests,collectives
-    python tests/gpu_run.py --out FOLDER --quick         what tells most in some six minutes: fewer sizes and models
+    python tests/gpu_run.py --out FOLDER --quick         what tells most, with fewer sizes and models
     python tests/gpu_run.py --list                       the steps and their limits
 
 Each step has its own time limit, and one that fails doesn't stop the others. FOLDER gets each step's log,

@@ -22,20 +22,27 @@ TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_p
 FEWEST_ROWS = 6
 GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
+KEY = 8  # bytes of a best token
 
 
-def collectives(config: GPT2Config, tp: int, batch: int, tokens: int, plan: str = "shipped",
-                itemsize: int = 2) -> list[tuple[str, int, int]]:
+def collectives(config: GPT2Config, tp: int, batch: int, tokens: int, plan: str = "shipped", itemsize: int = 2,
+                rung: str | None = None) -> list[tuple[str, int, int]]:
     """[(op, bytes of a rank's input, how often)] of one forward of `tokens` new tokens a sequence.
 
     All-reduces of T*D after the embedding and after both c_proj of each layer; an all-gather of the last
     positions' logits; as drawn, three all-gathers of T * (this rank's heads) a layer besides.
+    rung    None: gpt2.py's forward. A decode step of the higher rungs gathers best tokens, not logits; in its last
+            layer a "fused" prefill sums the prompts' last tokens alone
     """
     if tp == 1:
         return []
     t, heads = batch * tokens, -(-config.n_head // tp)
-    out = [("all_reduce", t * config.n_embd * itemsize, 2 * config.n_layer + 1),
-           ("all_gather", batch * local_vocab(config, tp) * itemsize, 1)]
+    short = 2 if rung == "fused" else 0  # all-reduces of `batch` rows
+    gathered = local_vocab(config, tp) * itemsize if rung in (*LOGITS, "fused") else KEY
+    out = [("all_reduce", t * config.n_embd * itemsize, 2 * config.n_layer + 1 - short),
+           *([("all_reduce", batch * config.n_embd * itemsize, short)] if short else []),
+           ("all_gather", batch * gathered, 1)]
     if plan == "as-drawn":
         out.append(("all_gather", t * heads * config.head_size * itemsize, 3 * config.n_layer))
     return out
@@ -103,8 +110,8 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
 
 
 def in_graph(name: str, rung: str) -> bool:
-    """Whether a rung's forward is a CUDA graph: every decode step but the eager one; a prefill never is."""
-    return name == "decode" and rung != "eager"
+    """Whether a rung's forward is a CUDA graph: every decode step but the eager one, and the fused prefill."""
+    return rung != "eager" if name == "decode" else rung == "fused"
 
 
 def _explain(name, row, model):
@@ -114,7 +121,7 @@ def _explain(name, row, model):
         tokens, context = 1, row["prompt_len"] + row.get("new_tokens", 128) // 2
     else:
         tokens, context = row["prompt_len"], 0
-    calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize)
+    calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize, rung=row["rung"])
     try:
         path = None if row["sum"] in ("none", "auto") else row["sum"]
         comm, _ = communication_us(model, calls, row["tp"], path, in_graph(name, row["rung"]))
@@ -137,7 +144,7 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
     candidates = [rungs[rung]] if rung else list(rungs.values())
     fit = min(candidates, key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
     graph = fit["graph"] if fit else any(r["graph"] for r in model if r["op"] == "all_reduce")
-    calls = collectives(config, tp, batch, tokens, plan, itemsize)
+    calls = collectives(config, tp, batch, tokens, plan, itemsize, fit["path"] if fit else None)
     comm, found = communication_us(model, calls, tp, path, graph)
     compute = _dot([fit[t] for t in TERMS], features) if fit else None
     counts = defaultdict(int)

@@ -7,12 +7,20 @@ import random
 import pytest
 import torch
 
+from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.kernels import Kernels
+from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.measure import cost, cost_forward, results
 from tpgpt2_ref.measure.bench_collectives import bandwidth
 from tpgpt2_ref.measure.simulate import fake_forward
+from tpgpt2_ref.trace import Trace
+from tpgpt2_ref.weights import load_model
+
+from .conftest import on_ranks
 
 SIZES = [2**i for i in range(8, 31)]
 
@@ -104,6 +112,29 @@ def test_counts_and_bytes_are_the_recorders(name, tp, plan):
     priced = sorted((op, nbytes) for op, nbytes, times in cost_forward.collectives(config, tp, 1, tokens, plan)
                     for _ in range(times))
     assert recorded == priced
+
+
+def sent_by_a_decode_step(world, batch):
+    """[(op, bytes)] of `decode_step`, its kernels in plain torch."""
+    model = load_model("random:gpt2-test", world)
+    config, impl = model.config, model.impl
+    state = DecodeState.empty(batch, impl.num_heads, 32, torch.device("cpu"))
+    kv = allocate_kv_cache(config.n_layer, 1, 16, impl.num_heads, config.head_size, torch.float32, "cpu")
+    world.trace = Trace()
+    with torch.inference_mode():
+        decode_step(model, kv, state, Kernels.choose(()))
+    return sorted((r.op, r.bytes) for r in world.trace.rows)
+
+
+def test_what_the_higher_rungs_send():
+    """A decode step gathers best tokens; a fused prefill's last layer sums the prompts' last tokens alone."""
+    config = FAMILY["gpt2-test"]
+    calls = cost_forward.collectives(config, 2, 3, 1, itemsize=4, rung="+pdl")
+    priced = sorted((op, nbytes) for op, nbytes, times in calls for _ in range(times))
+    assert on_ranks(2, sent_by_a_decode_step, 3) == [priced] * 2
+    whole, short = (cost_forward.collectives(config, 2, 3, 20, rung=rung) for rung in (None, "fused"))
+    sums = [sum(nbytes * times for op, nbytes, times in calls if op == "all_reduce") for calls in (whole, short)]
+    assert sums[0] - sums[1] == 2 * 3 * 19 * config.n_embd * 2 and whole[-1] == short[-1]
 
 
 def test_what_a_way_to_sum_cannot_do_goes_over_its_link_by_nccl():
