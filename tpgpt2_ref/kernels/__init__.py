@@ -1,7 +1,8 @@
 """Triton kernels of a decode step, and their twins in plain torch (`plain.py`).
 
-    embed | qkv  attention  add  gelu  add | ... | best  pick        five kernels a layer, three beside the layers
+    embed | qkv  attention  add  gelu  add | ... | best  pick
 
+That is five kernels a layer and three beside the layers; from batch 32 on also two LayerNorms a layer.
 `Kernels` says which of them a step uses: the ladder from plain torch to all fused is made of such choices.
 """
 from __future__ import annotations
