@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FAMILY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 sys.path.insert(0, str(ROOT))
 
 from tpgpt2_ref.measure import results  # noqa: E402
@@ -55,22 +56,32 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               *argv], limit)
 
     if quick:
-        found, steps_of = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
+        found, last = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
         for tp in tps:
-            for way in ("auto", "nccl") if tp > 1 else ("auto",):
-                found.append(part(f"decode-{way}-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", way, *steps_of, 64,
-                                  "--prompt-len", 128, 512))
-            found += [part(f"decode-xl-tp{tp}", 90, tp, "decode", "--tp", tp, "--model", "random:gpt2-xl", *steps_of,
-                           "--new-tokens", 64),
-                      part(f"prefill-tp{tp}", 60, tp, "prefill", "--tp", tp, "--batch", 1, 8, "--repeat", 10,
-                           "--prompt-len", 128, 512, 1000)]
+            found.append(part(f"ladder-tp{tp}", 150, tp, "decode", "--tp", tp))
+        for tp in tps:
+            for model in FAMILY:
+                shared = ["--model", f"random:{model}", "--tp", tp]
+                more = [64, "--prompt-len", *((512,) if model == "gpt2" else (128, 512))]
+                found += [part(f"decode-{model}-tp{tp}", 90, tp, "decode", *shared, *last, *more),
+                          part(f"prefill-{model}-tp{tp}", 60, tp, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
+                               "--prompt-len", 128, 512, 1000)]
             if tp > 1:
-                found.append(part(f"collectives-tp{tp}", 90, tp, "collectives", "--tp", tp, "--samples", 12))
+                found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
+                          part(f"collectives-tp{tp}", 90, tp, "collectives", "--tp", tp, "--samples", 12)]
+        for n in (2, 4):  # one rank's own part of n
+            for model in ("gpt2", "gpt2-xl"):
+                shared = ["--model", f"random:{model}", "--imagine", n]
+                found += [part(f"decode-{model}-alone{n}", 90, 1, "decode", *shared, *last, 64, "--prompt-len", 128,
+                               512),
+                          part(f"prefill-{model}-alone{n}", 60, 1, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
+                               "--prompt-len", 128, 512, 1000)]
         for link in ("host memory", "sockets"):
             found.append(part(f"collectives-{link.split()[0]}", 60, 2, "collectives", "--tp", 2, "--link", link,
                               "--samples", 8, "--ops", "all_reduce,all_gather",
                               "--sizes", "1K,4K,16K,64K,256K,1M,4M,16M,64M"))
-        return [*found, Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
+        return [*found, *traces(ours, out, tps[-1:]),
+                Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
                 pytest(300, "-m", "gpu or gpus", "-k", "cuda_graph or kernels or push or two_gpus or two_nccl")]
     found = [
         Step("doctor", ours("doctor"), 120),
@@ -79,10 +90,20 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:
-        for model in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        for model in FAMILY:
             shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
             found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 64, "--prompt-len", 128, 512),
                       part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
+    found += traces(ours, out, tps)
+    found.append(Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2))
+    found.append(Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
+                                   str(out / "chapters")], 600))
+    return found
+
+
+def traces(ours, out: Path, tps: list[int]) -> list[Step]:
+    """Timelines of both plans."""
+    found = []
     for tp in tps:
         for plan in ("shipped", "as-drawn") if tp > 1 else ("shipped",):
             for phase, graph in (("prefill", []), ("decode", []), ("decode", ["--graph"])):
@@ -90,9 +111,6 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                 found.append(Step(name, ours("trace", "--model", "random:gpt2", "--tp", tp, "--plan", plan, "--phase",
                                              phase, "--batch", 8, "--prompt-len", 512, *graph, "--json", "--out",
                                              out / f"{name}.trace.json"), 120, tp))
-    found.append(Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2))
-    found.append(Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
-                                   str(out / "chapters")], 600))
     return found
 
 

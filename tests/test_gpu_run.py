@@ -23,7 +23,8 @@ def test_steps_grow_with_the_gpus(tmp_path):
     assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
     for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
-    assert {"decode-nccl-tp2", "decode-xl-tp1", "collectives-host", "tests"} <= {s.name for s in quick}
+    assert {"ladder-tp2", "decode-nccl-tp2", "decode-gpt2-xl-tp1", "decode-gpt2-alone4", "collectives-host",
+            "tests"} <= {s.name for s in quick}
 
 
 def test_the_commands_of_the_steps_are_understood(tmp_path):

@@ -19,6 +19,7 @@ from .config import DTYPES, FAMILY, CacheConfig, GPT2Config
 from .errors import UserError
 
 ON_BOARD = Path(__file__).parent / "checkpoints"
+CHUNK = 1 << 18  # random elements made at once
 IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")  # causal masks, and the tied head's copy
 
 
@@ -142,11 +143,15 @@ class RandomTensor:
 
         index = index if isinstance(index, tuple) else (index,)
         axes = [torch.arange(n, dtype=torch.int32)[s] for n, s in zip(self.shape, (*index, slice(None)))]
-        x = axes[0] if len(axes) == 1 else axes[0][:, None] * self.shape[1] + axes[1]
-        x = x ^ torch.tensor(self.seed - 2**31, dtype=torch.int32)
-        x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D  # int32 wraps, and >> keeps the sign: mask it off
-        x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
-        return (x ^ (x >> 16 & 0xFFFF)).float() * (0.02 * 3**0.5 / 2**31) + self.offset
+        seed = torch.tensor(self.seed - 2**31, dtype=torch.int32)
+        out = torch.empty([len(axis) for axis in axes])
+        rows = max(1, CHUNK // max(1, out[:1].numel()))
+        for part, first in zip(out.split(rows), axes[0].split(rows)):  # a piece at a time stays in the CPU's cache
+            x = first ^ seed if len(axes) == 1 else (first[:, None] * self.shape[1] + axes[1]) ^ seed
+            x = (x ^ (x >> 16 & 0xFFFF)).mul_(0x7FEB352D)  # int32 wraps, and >> keeps the sign: mask it off
+            x = (x ^ (x >> 15 & 0x1FFFF)).mul_(0x846CA68B - 2**32)
+            torch.mul(x ^ (x >> 16 & 0xFFFF), 0.02 * 3**0.5 / 2**31, out=part).add_(self.offset)
+        return out
 
 
 def load_model(model: str, world, plan: str = "shipped", dtype: str = "float32", backend: str | None = None,

@@ -37,8 +37,10 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
         keys = sampled_key(model.logits(norm(normed) if norm else normed), state, params)
     else:
         keys = k.best(normed, norm, model.wte, state)  # (programs, B) of this rank's part of the vocabulary
-        if world.size > 1:
-            keys = all_gather(keys.amax(0)[:, None], world, model.lm_head.name).T.contiguous()  # (n, B)
+        if not world.alone:
+            way = next((way for way in world.sums if k.fused_sum and hasattr(way, "gather")), None)
+            keys = keys.amax(0)  # (B,)
+            keys = way.gather(keys) if way else all_gather(keys[:, None], world, model.lm_head.name).T  # (n, B)
     k.pick(keys, state)
 
 
@@ -47,9 +49,9 @@ def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
 
     -> (residual (B, D), what the next layer reads (B, D), the LayerNorm it must still apply, or None)
     """
-    if world.size == 1:
-        residual = k.add(x, linear, residual, state)
-        return residual, residual, norm
+    if world.alone:
+        left = k.add(x, linear, residual, state, **({"next_norm": norm} if k.scaled_norm else {}))
+        return getattr(left, "x", left), left, norm
     way = next(way for way in world.sums if way.takes(residual))
     if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):
         y = k.partial(x, linear, bias=False, state=state)

@@ -17,10 +17,11 @@ class Rung:
     readable: bool = False  # the step is gpt2.py itself
     fused: tuple[str, ...] = KERNELS  # the functions of a step that are kernels of our own
     fused_sum: bool = False
+    scaled_norm: bool = False
     pdl: bool = False
 
     def kernels(self) -> Kernels:
-        return Kernels.choose(self.fused, self.fused_sum, self.pdl)
+        return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.scaled_norm)
 
 
 ENDS = ("embed", "pick")  # what puts tokens in and takes them out without the host
@@ -34,8 +35,10 @@ LADDER = (
          fused=(*ENDS, "qkv", "attention", "add", "partial", "gelu")),
     Rung("+head", "LayerNorm, logits and the best token in one kernel"),
     Rung("+sum", "all-reduce, bias, residual and LayerNorm in one kernel", fused_sum=True),
+    Rung("+norm", "the sums of a LayerNorm come from the kernel before it: none is left between the products",
+         fused_sum=True, scaled_norm=True),
     Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
-         fused_sum=True, pdl=True),
+         fused_sum=True, scaled_norm=True, pdl=True),
 )
 
 

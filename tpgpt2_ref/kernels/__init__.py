@@ -27,13 +27,16 @@ class Kernels:
     best: Callable
     pick: Callable
     fused_sum: bool = False
+    scaled_norm: bool = False
     pdl: bool = False
 
     @classmethod
-    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False) -> Kernels:
+    def choose(cls, fused: tuple[str, ...] = KERNELS, fused_sum: bool = True, pdl: bool = False,
+               scaled_norm: bool = False) -> Kernels:
         """Those in `fused` from Triton, the others in plain torch. Triton is imported if any is.
 
         fused_sum  all-reduce, bias, residual and LayerNorm in one kernel, if the world's way to sum has one
+        scaled_norm  `add` leaves what the LayerNorm behind it needs: no kernel of its own normalizes
         pdl        programmatic dependent launch of the fused ones: a kernel asks for its weights while the one
                    before it still runs (Hopper and newer)
         """
@@ -45,4 +48,4 @@ class Kernels:
 
             home = {"attention": attention, "embed": sample, "pick": sample}
             chosen |= {name: bound(getattr(home.get(name, linear), name), pdl=pdl) for name in fused}
-        return cls(**chosen, fused_sum=fused_sum, pdl=pdl)
+        return cls(**chosen, fused_sum=fused_sum, scaled_norm=scaled_norm and "add" in fused, pdl=pdl)

@@ -6,6 +6,8 @@ The kernels are in `products.py`; `plain.py` has the twin of every function here
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 
@@ -17,56 +19,94 @@ from .tiles import tile_for
 CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 
 
-def launch(then: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm, out: torch.Tensor,
-           state: DecodeState, pdl: bool, residual: torch.Tensor | None = None, kv_cache: torch.Tensor | None = None,
-           vocabulary: int = 0, first_token: int = 0, tile: dict | None = None) -> None:
+class Scaled(NamedTuple):
+    """A residual with what a product behind its LayerNorm needs, so that no kernel of its own must normalize it."""
+
+    x: torch.Tensor  # (B, D)
+    scaled: torch.Tensor  # (B, D) x times the norm's weight
+    sums: torch.Tensor  # (2, programs, B) fp32: of x and of x^2, over the columns of each program
+
+
+def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torch.Tensor | None, norm,
+           out: torch.Tensor, state: DecodeState, pdl: bool, residual: torch.Tensor | None = None,
+           kv_cache: torch.Tensor | None = None, vocabulary: int = 0, first_token: int = 0, next_norm=None,
+           tile: dict | None = None) -> Scaled | None:
     """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
+    x, left = (x.x, x) if isinstance(x, Scaled) else (x, None)
     (batch, k), n = x.shape, weight.shape[0]
     tile = dict(tile or tile_for(then, batch, k))
-    if "STAGES" in tile and norm is not None:  # many rows meet many programs: normalize once
+    wide = "STAGES" in tile
+    norm_weight, norm_bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
+    if wide and norm is not None and left is not None:
+        x, (norm_weight, norm_bias) = left.scaled, folded(norm, weight)
+    elif wide and norm is not None:  # many rows meet many programs: normalize once
         x, norm = add_norm(x, None, norm, pdl)[1], None
     blocks = triton.cdiv(n, tile["ROWS"])
 
     def pointer(tensor):
         return x if tensor is None else tensor  # any will do: this variant never reads it
 
-    arguments = (x, weight, pointer(bias), pointer(norm and norm.weight), pointer(norm and norm.bias),
-                 norm.eps if norm else 0.0, pointer(residual), out, pointer(kv_cache),
-                 0 if kv_cache is None else kv_cache.stride(0), state.block_table, state.block_table.stride(0),
-                 state.positions, vocabulary, first_token, state.sampling, n)
+    arguments = (x, weight, pointer(bias), pointer(norm_weight), pointer(norm_bias), eps, pointer(residual), out,
+                 pointer(kv_cache), 0 if kv_cache is None else kv_cache.stride(0), state.block_table,
+                 state.block_table.stride(0), state.positions, vocabulary, first_token, state.sampling, n)
     options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then, PAGE=state.block_size, PDL=pdl,
                    launch_pdl=pdl, num_stages=1)
-    if "STAGES" in tile:
+    if wide:
         grid = blocks, triton.cdiv(batch, tile["B"]), tile.setdefault("SPLITS", 1)
         size = grid[0] * grid[1] * grid[2] * tile["ROWS"] * tile["B"] if grid[2] > 1 else 1
         sums = x.new_empty(size, dtype=torch.float32)
         lines = triton.next_power_of_2(triton.cdiv(k, grid[2] * 64))
-        wide_kernel[grid](*arguments, batch, sums, state.arrived, LINES=lines, **options, **tile)
-    elif "SLICES" in tile:
+        leaves = None
+        if next_norm is not None:
+            leaves = Scaled(out, torch.empty_like(out), x.new_empty(2, blocks, batch, dtype=torch.float32))
+        row_sums = leaves.sums if leaves else left.sums if left and norm is not None else sums
+        wide_kernel[grid](*arguments, batch, sums, state.arrived, row_sums, pointer(next_norm and next_norm.weight),
+                          pointer(leaves and leaves.scaled), LINES=lines, PARTS=row_sums.shape[1] if row_sums.dim() > 1
+                          else 1, LEAVE=leaves is not None, **options, **tile)
+        return leaves
+    if "SLICES" in tile:
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
     else:
         gemv_kernel[(blocks,)](*arguments, B=batch, CHUNK=CHUNK, **options, **tile)
+    return None
+
+
+def folded(norm, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """s = W weight and t = W bias of a LayerNorm before W (N, K), both (N,) fp32: computed once, and kept."""
+    known = norm.__dict__.setdefault("folded", [])
+    for w, s, t in known:
+        if w is weight:
+            return s, t
+    pairs = [(part.float() @ norm.weight.float(), part.float() @ norm.bias.float()) for part in weight.split(4096)]
+    known.append((weight, *(torch.cat(parts) for parts in zip(*pairs))))
+    return known[-1][1:]
+
+
+def tensor_of(x: torch.Tensor | Scaled) -> torch.Tensor:
+    return x.x if isinstance(x, Scaled) else x
 
 
 def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
     """x (B, D) -> q (B, D/n); k and v go into this layer's cache."""
-    q = x.new_empty(x.shape[0], linear.weight.shape[0] // 3)
+    q = tensor_of(x).new_empty(tensor_of(x).shape[0], linear.weight.shape[0] // 3)
     launch("qkv", x, linear.weight, linear.bias, norm, q, state, pdl, kv_cache=kv_cache, **more)
     return q
 
 
 def gelu(x: torch.Tensor, norm, linear, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> GELU(W norm(x) + b), (B, 4D/n)."""
-    out = x.new_empty(x.shape[0], linear.weight.shape[0])
+    out = tensor_of(x).new_empty(tensor_of(x).shape[0], linear.weight.shape[0])
     launch("gelu", x, linear.weight, linear.bias, norm, out, state, pdl, **more)
     return out
 
 
-def add(x: torch.Tensor, linear, residual: torch.Tensor, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
-    """x (B, K) -> residual + W x + b, (B, D): one rank's c_proj with what follows it."""
+def add(x: torch.Tensor, linear, residual: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
+    """x (B, K) -> residual + W x + b, (B, D): one rank's c_proj with what follows it.
+
+    next_norm  the LayerNorm behind it: with many rows it comes back as `Scaled`, for the function that applies it
+    """
     out = torch.empty_like(residual)
-    launch("add", x, linear.weight, linear.bias, None, out, state, pdl, residual=residual, **more)
-    return out
+    return launch("add", x, linear.weight, linear.bias, None, out, state, pdl, residual=residual, **more) or out
 
 
 def partial(x: torch.Tensor, linear, bias: bool, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
@@ -78,9 +118,10 @@ def partial(x: torch.Tensor, linear, bias: bool, state: DecodeState, pdl: bool =
 
 def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> keys (programs, B) int64: each program's best token of this rank's rows of the vocabulary."""
-    tile = more.pop("tile", None) or tile_for("best", *x.shape)
+    batch, k = tensor_of(x).shape
+    tile = more.pop("tile", None) or tile_for("best", batch, k)
     programs = triton.cdiv(embedding.weight.shape[0], tile["ROWS"])
-    out = torch.empty(programs, x.shape[0], dtype=torch.int64, device=x.device)
+    out = torch.empty(programs, batch, dtype=torch.int64, device=state.ids.device)
     launch("best", x, embedding.weight, None, norm, out, state, pdl, vocabulary=embedding.vocab_size,
            first_token=embedding.start, tile=tile, **more)
     return out

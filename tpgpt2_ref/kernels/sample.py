@@ -46,14 +46,14 @@ def order_key(value, token):
 
 
 @triton.jit
-def pick_kernel(best, ids, positions, live, host_tokens, tiles, batch_size, length, TILES: tl.constexpr,
+def pick_kernel(best, row, column, ids, positions, live, host_tokens, tiles, length, TILES: tl.constexpr,
                 PDL: tl.constexpr):
     b = tl.program_id(0)
     tile = tl.arange(0, TILES)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    key = tl.max(tl.load(best + tile * batch_size + b, mask=tile < tiles, other=LEAST_KEY), 0)
+    key = tl.max(tl.load(best + tile * row + b * column, mask=tile < tiles, other=LEAST_KEY), 0)
     token = 0x7FFFFFFF - (key & 0xFFFFFFFF)
     position = tl.load(positions + b)
     alive = tl.load(live + b)
@@ -80,8 +80,8 @@ def embed_kernel(ids, positions, wte, wpe, out, first_row, rows, D: tl.constexpr
 
 def pick(keys: torch.Tensor, state: DecodeState, pdl: bool = False) -> None:
     """keys (programs, B) -> the next token of every row, into `state`."""
-    pick_kernel[(state.batch,)](keys, state.ids, state.positions, state.live, state.tokens, keys.shape[0],
-                                state.batch, state.tokens.shape[1], TILES=triton.next_power_of_2(keys.shape[0]),
+    pick_kernel[(state.batch,)](keys, *keys.stride(), state.ids, state.positions, state.live, state.tokens,
+                                keys.shape[0], state.tokens.shape[1], TILES=triton.next_power_of_2(keys.shape[0]),
                                 PDL=pdl, launch_pdl=pdl)
 
 

@@ -9,13 +9,16 @@ of a query and a key that it sees. A decode step is counted in GB/s, since readi
 One sample is the mean of one call a layer over 12 layers, each with a cache of its own, so that a cache is no faster
 than in a model; on a GPU they are one CUDA graph where the kernel allows. What a kernel computes once a step (`build`)
 is left out. The error is the largest difference from fp64, relative above 1. FlexAttention compiles each prefill.
+Where a kernel's own package can be called directly (`attention_direct`), `direct_us_median` is the time of that on the
+same tensors, its samples taken in turn with ours; the column "direct" is ours divided by it.
 """
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from statistics import median, quantiles
 
 import torch
@@ -26,6 +29,7 @@ from ..config import DTYPES
 from ..errors import UserError
 from . import results
 from .attention_case import Case, largest_error, make_case
+from .attention_direct import direct
 
 HELP = "time every attention kernel of this machine, prefill and decode"
 LAYERS = 12
@@ -76,12 +80,13 @@ def run(args, world) -> dict:
 
 def show(result) -> str:
     lines = [f"{'backend':16}{'phase':9}{'batch':>5}{'tokens':>7}{'head':>5}  {'dtype':9}{'graph':>6}{'us':>10}"
-             f"{'p10':>10}{'p90':>10}{'':>15}{'error':>10}"]
+             f"{'p10':>10}{'p90':>10}{'direct':>8}{'':>15}{'error':>10}"]
     for r in result["rows"]:
         rate = f"{r['tflop_per_s']:.1f} TFLOP/s" if "tflop_per_s" in r else f"{r['gb_per_s']:.0f} GB/s"
+        ratio = f"{r['us_median'] / r['direct_us_median']:.2f}x" if "direct_us_median" in r else ""
         lines.append(f"{r['backend']:16}{r['phase']:9}{r['batch']:>5}{r['seq_len']:>7}{r['head_size']:>5}  "
                      f"{r['dtype']:9}{'yes' if r['graph'] else 'no':>6}{r['us_median']:>10.1f}{r['us_p10']:>10.1f}"
-                     f"{r['us_p90']:>10.1f}{rate:>15}{r['error_vs_fp64']:>10.1e}")
+                     f"{r['us_p90']:>10.1f}{ratio:>8}{rate:>15}{r['error_vs_fp64']:>10.1e}")
     lines += [f"{name} does not run here: {reason}" for name, reason in result["missing"].items()]
     return "\n".join([*lines, *([f"kept in {result['recorded']}"] if "recorded" in result else [])])
 
@@ -116,12 +121,12 @@ def sweep(names=tuple(MATRIX), phase=None, dtype=None, samples=30, shapes=None) 
             if kind == "prefill":
                 torch.compiler.reset()  # or FlexAttention's kernel would depend on the shapes before
             error = largest_error(cases[0].run(backend), wanted)
-            us, graph = timed(backend, cases, samples)
+            us, direct_us, graph = timed(backend, cases, samples)
             p10, *_, p90 = quantiles(us, n=10)
             row = {"backend": name, "kernel_package": backend.load().__name__, "phase": kind, "batch": batch,
                    "seq_len": seq_len, "heads": HEADS, "head_size": head_size, "dtype": in_dtype, "graph": graph,
                    "us_median": median(us), "us_p10": p10, "us_p90": p90, **rate(cases[0], median(us)),
-                   "error_vs_fp64": error}
+                   **({"direct_us_median": median(direct_us)} if direct_us else {}), "error_vs_fp64": error}
             yield row, us
 
 
@@ -134,32 +139,58 @@ def rate(case: Case, us: float) -> dict[str, float]:
     return {"tflop_per_s": 4 * d * heads * float((lens * (lens + 1) / 2).sum()) / us / 1e6}
 
 
-def timed(backend, cases: list[Case], samples: int) -> tuple[list[float], bool]:
-    """(microseconds a call, was it a CUDA graph): a sample is one call for each case, in a row."""
+def timed(backend, cases: list[Case], samples: int) -> tuple[list[float], list[float] | None, bool]:
+    """(microseconds a call, the direct call's or None, was it a CUDA graph): a sample is one call a case, in a row."""
     for case in cases:
         case.meta.kernel = backend.build(case.meta)
+    graph = backend.cuda_graphs and device() == "cuda"
 
-    def step():
+    def ours():
         for c in cases:
             backend.forward(c.q, c.k, c.v, c.kv_cache, c.meta)
 
+    steps = [ready(ours, graph)]
+    def directly():
+        for call in calls:
+            call()
+
+    try:
+        calls = [direct(backend, c) for c in cases]
+        if all(calls):
+            steps.append(ready(directly, graph))
+    except Exception as e:  # another release of the package, say: ours still counts
+        warnings.warn(f"{backend.name}: no direct call: {type(e).__name__}: {e}", stacklevel=2)
+    us = [[t / len(cases) for t in times] for times in in_turn(steps, samples)]
+    return us[0], us[1] if len(us) > 1 else None, graph
+
+
+def ready(step: Callable, graph: bool) -> Callable:
+    """The step warm, and as a CUDA graph if so asked."""
     for _ in range(3):
         step()
-    if device() == "cpu":
-        return [seconds(step) * 1e6 / len(cases) for _ in range(samples)], False
-    graph = torch.cuda.CUDAGraph() if backend.cuda_graphs else None
     if graph:
-        with torch.cuda.graph(graph):
-            step()
-        step = graph.replay
+        captured, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        with torch.cuda.stream(stream):  # which a capture that fails would not give back
+            with torch.cuda.graph(captured):
+                step()
+        step = captured.replay
     step()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(samples)]
-    for begin, end in events:
-        begin.record()
-        step()
-        end.record()
+    return step
+
+
+def in_turn(steps: list[Callable], samples: int) -> list[list[float]]:
+    """Microseconds of each step's samples: one of each after the other, so that clocks and heat treat them alike."""
+    if device() == "cpu":
+        rounds = [[seconds(step) * 1e6 for step in steps] for _ in range(samples)]
+        return [list(times) for times in zip(*rounds)]
+    events = [[[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(samples)] for _ in steps]
+    for pairs in zip(*events):
+        for step, (begin, end) in zip(steps, pairs):
+            begin.record()
+            step()
+            end.record()
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) * 1e3 / len(cases) for begin, end in events], graph is not None
+    return [[begin.elapsed_time(end) * 1e3 for begin, end in pairs] for pairs in events]
 
 
 def seconds(step) -> float:

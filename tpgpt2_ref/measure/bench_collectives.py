@@ -137,9 +137,12 @@ def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
     else:
         door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
         paths = {world.backend: lambda: door(x, world)}
+        if op == "all_gather":
+            able = [way for way in ways if hasattr(way, "gather") and way.can(x)]
+            paths |= {way.name: (lambda way=way: way.gather(x)) for way in able}
     for path, call in paths.items():
         x.fill_(world.rank + 1)
-        got = call()[[0, -1]].tolist()  # the first and the last value
+        got = call().flatten()[[0, -1]].tolist()  # the first and the last value
         total = world.size * (world.size + 1) / 2
         want = {"all_gather": [1, world.size], "broadcast": [1, 1]}.get(op, [total, total])
         if got != want:

@@ -30,6 +30,8 @@ def add_arguments(parser):
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], metavar="N")
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--rung", nargs="+", default=None, help="rungs by name (default: all that this machine has)")
+    parser.add_argument("--imagine", type=int, metavar="N", help="one rank's own part of a model split over N: nothing "
+                        "is sent, so what is missing from the time of N ranks is what communication costs")
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")
@@ -38,6 +40,7 @@ def add_arguments(parser):
 def check(args):
     config, _ = find_checkpoint(args.model)
     check_names(args, config)
+    check_imagine(args)
     if min(args.batch) < 1 or min(args.prompt_len) < 1 or args.new_tokens < 2:
         raise UserError("--batch and --prompt-len must be at least 1, --new-tokens at least 2")
     if max(args.prompt_len) + args.new_tokens > config.n_positions:
@@ -50,11 +53,17 @@ def check(args):
             raise UserError(f"unknown rung {name!r}; known: {', '.join(known)}")
 
 
+def check_imagine(args):
+    if args.imagine is not None and (args.imagine < 2 or args.tp not in (None, 1)):
+        raise UserError("--imagine takes 2 ranks or more, and one real one: leave --tp out")
+
+
 def run(args, world) -> dict:
     from ..engine.decoder import cannot_graph, is_hopper
     from ..engine.ladder import LADDER, rungs
     from ..weights import load_model
 
+    world = world.imagine(args.imagine) if args.imagine else world
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
     model.config = replace(model.config, eos_token_id=None)
     why = cannot_graph(model)
@@ -156,8 +165,8 @@ def peer_model(config, dtype_name: str, world):
 
 
 def sum_name(model, batch: int, world) -> str:
-    """The way that sums a step's (batch, D) tensors: none with one rank."""
-    if world.size == 1:
+    """The way that sums a step's (batch, D) tensors: none where no other rank is there."""
+    if world.alone:
         return "none"
     x = model.wpe.weight[:1].expand(batch, -1).contiguous()
     return next(way.name for way in world.sums if way.takes(x))

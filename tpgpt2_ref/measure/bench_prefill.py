@@ -14,7 +14,7 @@ from statistics import median
 from ..arguments import add_model_arguments, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .bench_decode import peer_model, random_prompts, sum_name
+from .bench_decode import check_imagine, peer_model, random_prompts, sum_name
 from .results import BOOK_RESULTS, Run, machine_card, save
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
@@ -29,6 +29,8 @@ def add_arguments(parser):
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[1000], metavar="N")
     parser.add_argument("--repeat", type=int, default=20, metavar="N")
+    parser.add_argument("--imagine", type=int, metavar="N", help="one rank's own part of a model split over N: nothing "
+                        "is sent")
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")
@@ -37,6 +39,7 @@ def add_arguments(parser):
 def check(args):
     config, _ = find_checkpoint(args.model)
     check_names(args, config)
+    check_imagine(args)
     if min(args.batch) < 1 or not 0 < min(args.prompt_len) <= max(args.prompt_len) <= config.n_positions:
         raise UserError(f"--batch must be at least 1, --prompt-len between 1 and {config.n_positions}")
 
@@ -46,6 +49,7 @@ def run(args, world) -> dict:
     from ..engine.ladder import LADDER
     from ..weights import load_model
 
+    world = world.imagine(args.imagine) if args.imagine else world
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
     rows, why = [], None
     for batch in args.batch:

@@ -121,13 +121,15 @@ def _explain(name, row, model):
         tokens, context = 1, row["prompt_len"] + row.get("new_tokens", 128) // 2
     else:
         tokens, context = row["prompt_len"], 0
+    features = work(config, row["tp"], row["batch"], tokens, context, itemsize)
+    if row["sum"] == "none":  # one rank, or one rank's own part of several
+        return features, 0.0
     calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize, rung=row["rung"])
     try:
-        path = None if row["sum"] in ("none", "auto") else row["sum"]
-        comm, _ = communication_us(model, calls, row["tp"], path, in_graph(name, row["rung"]))
+        comm, _ = communication_us(model, calls, row["tp"], row["sum"], in_graph(name, row["rung"]))
     except UserError:
         return None, 0.0
-    return work(config, row["tp"], row["batch"], tokens, context, itemsize), comm
+    return features, comm
 
 
 def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: int, context: int = 0,

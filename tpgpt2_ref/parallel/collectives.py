@@ -18,7 +18,7 @@ _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.re
 
 def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result."""
-    if world.size == 1:
+    if world.alone:
         return x
     for way in world.sums:
         if way.takes(x):
@@ -31,8 +31,8 @@ def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
 
 def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Concatenate the ranks' tensors along the last dimension, rank 0's first: (..., n) -> (..., size * n)."""
-    if world.size == 1:
-        return x
+    if world.alone:
+        return x if world.size == 1 else torch.cat([x] * world.size, -1)
     x = x.contiguous()
     out = x.new_empty(world.size * x.shape[0], *x.shape[1:])
     _recorded(world, "all_gather", x, layer, lambda: _all_gather_single(out, x, group=world.group))
@@ -66,13 +66,13 @@ def split_tensor_along_last_dim(x: torch.Tensor, world) -> torch.Tensor:
 
 def barrier(world) -> None:
     """Wait until every rank is here."""
-    if world.size > 1:
+    if not world.alone:
         dist.barrier(group=world.group)
 
 
 def gather_objects(obj, world) -> list:
     """Every rank's picklable object, by rank, on every rank. For reports, not for tensors."""
-    if world.size == 1:
+    if world.alone:
         return [obj]
     out = [None] * world.size
     dist.all_gather_object(out, obj, group=world.group)

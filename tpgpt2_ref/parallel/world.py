@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from weakref import WeakSet
 
@@ -34,8 +34,14 @@ class World:
     group: dist.ProcessGroup | None = None
     sums: tuple[AllReduce, ...] = ()
     trace: Trace | None = None
+    imagined: bool = False  # see `imagine`
     timeout: float = 60.0  # seconds to wait for a rank that never comes
     before_close: WeakSet = field(default_factory=WeakSet)  # what holds CUDA graphs of this group's collectives
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to send anything to."""
+        return self.size == 1 or self.imagined
 
     @property
     def backend(self) -> str:
@@ -45,6 +51,13 @@ class World:
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> World:
         return cls(device=torch.device(device))
+
+    def imagine(self, size: int) -> World:
+        """Rank 0 of `size` ranks of which the others are not there: sums and gathers give back its own part.
+
+        For the time of one rank's own work, which with the time of all ranks together tells what communication costs.
+        """
+        return replace(self, size=size, imagined=size > 1)
 
     @classmethod
     def join(cls, device: str = "cpu", timeout: float = 60.0, sums: str = "auto") -> World:

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from statistics import median
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from tpgpt2_ref.attention.matrix import FLASH_HEADS, MATRIX
 from tpgpt2_ref.attention.selector import get_attn_backend, resolve
 from tpgpt2_ref.engine import Engine
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.measure import bench_attention, results
 from tpgpt2_ref.measure.attention_case import largest_error, make_case
+from tpgpt2_ref.measure.attention_direct import DIRECT, direct
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.tokenizer import ByteTokenizer
 from tpgpt2_ref.weights import load_model
@@ -122,6 +125,22 @@ def test_each_build_of_flash_attention_2(package, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("new, cached", [(1024, 0), (1, 1023)], ids=["prefill", "decode"])
+@pytest.mark.parametrize("name", [n for n in DIRECT if resolve(n).cuda_graphs])
+def test_as_fast_as_its_package_called_directly(name, new, cached):
+    layer = (12, 64, torch.float16)
+    backend = bound(name, *layer)
+    cases = [make_case([new] * 8, [cached] * 8, *layer, "cuda", seed=i) for i in range(bench_attention.LAYERS)]
+    assert largest_error(cases[0].run(backend), direct(backend, cases[0])().double()) < TOLERANCE[torch.float16]
+    for _ in range(2):  # once more, should something else have had the GPU
+        ours, directly, graph = bench_attention.timed(backend, cases, 40)
+        assert graph and directly
+        if (ratio := median(ours) / median(directly)) <= 1.05:
+            return
+    pytest.fail(f"{ratio:.3f} of its package's time: {median(ours):.1f} us, directly {median(directly):.1f} us")
+
+
+@pytest.mark.gpu
 def test_greedy_text_is_the_same_through_every_backend():
     ids, texts = ByteTokenizer().encode("The module defines the following functions"), {}
     prompts = [ids[-n:] for n in (1, 5, 17, 40)]
@@ -142,6 +161,38 @@ def test_on_a_cpu(name):
             backend = resolve(name)(3, head_size, dtype)
             case = make_case(new, cached, 3, head_size, dtype)
             assert case.error(backend) < 2 * TOLERANCE[dtype], (new, cached, dtype)
+
+
+def test_sdpa_called_directly():
+    backend = resolve("SDPA")(3, 64, torch.float32)
+    for new, cached in BY_HAND:
+        case = make_case(new, cached, 3, 64, torch.float32)
+        call = direct(backend, case)
+        assert (call is None) == (max(new) > 1 and any(cached))  # a prefill with context is not compared
+        assert call is None or largest_error(case.run(backend), call().double()) < TOLERANCE[torch.float32]
+    assert direct(resolve("NAIVE")(3, 64, torch.float32), case) is None
+
+
+SMALL = [("prefill", 2, 24, 64, "float32"), ("decode", 2, 24, 64, "float32")]
+
+
+def test_the_direct_call_is_recorded_beside_ours(tmp_path):
+    rows = [row for row, _ in bench_attention.sweep(["SDPA", "NAIVE"], samples=3, shapes=SMALL)]
+    assert [row.get("direct_us_median", 0) > 0 for row in rows] == [True, False] * 2
+    assert results.load(results.save(results.Run("attention", results.machine_card(), rows), tmp_path)).rows == rows
+    shown = bench_attention.show({"rows": rows, "missing": {}}).splitlines()
+    ratio = f"{rows[0]['us_median'] / rows[0]['direct_us_median']:.2f}x"
+    assert "direct" in shown[0] and ratio in shown[1].split() and "x" not in shown[2]
+
+
+def test_a_direct_call_that_fails_does_not_lose_ours(monkeypatch):
+    def fails(backend, case):
+        raise TypeError("an argument of another release")
+
+    monkeypatch.setattr(bench_attention, "direct", fails)
+    with pytest.warns(UserWarning, match="SDPA: no direct call: TypeError: an argument"):
+        (row, us), = bench_attention.sweep(["SDPA"], samples=3, shapes=SMALL[:1])
+    assert row["us_median"] > 0 and len(us) == 3 and "direct_us_median" not in row
 
 
 def test_triton_kernel_interpreted():

@@ -27,6 +27,13 @@ def test_two_ranks():
     assert [(r["tp"], r["sum"], r["rung"]) for r in rows] == [(2, "gloo", "eager")]
 
 
+def test_one_ranks_own_part():
+    common = (*SMALL, "--imagine", 2, "--batch", 1, "--prompt-len", 8)
+    rows = [*cli_json("bench", "decode", *common, "--new-tokens", 3)["rows"],
+            *cli_json("bench", "prefill", *common, "--repeat", 3)["rows"]]
+    assert [(r["engine"], r["tp"], r["sum"]) for r in rows] == [("tpgpt2", 2, "none")] * 2
+
+
 def test_prefill(tmp_path):
     result = cli_json("bench", "prefill", *SMALL, "--batch", 2, "--prompt-len", 9, "--repeat", 3, "--record", tmp_path)
     assert [(r["engine"], r["rung"]) for r in result["rows"]] == [("tpgpt2", "eager"), ("transformers", "forward")]
@@ -37,6 +44,7 @@ def test_prefill(tmp_path):
 @pytest.mark.parametrize("argv, message", [
     (("decode", "--prompt-len", 8, "--new-tokens", 4, "--rung", "warp"), "unknown rung 'warp'"),
     (("decode", "--prompt-len", 127, "--new-tokens", 2), "more than the model's 128 positions"),
+    (("decode", "--imagine", 2, "--tp", 2), "one real one: leave --tp out"),
     (("prefill", "--prompt-len", 129), "--prompt-len between 1 and 128"),
 ])
 def test_mistakes(argv, message):

@@ -77,7 +77,8 @@ class Case:
             "partial": kernels.partial(self.inner, self.c_proj, bias=False, state=state),
         }
         out["key"] = kernels.best(self.x, self.norm, self.wte, state).amax(0)
-        kernels.pick(plain.best(self.x, self.norm, self.wte, state), state)
+        keys = plain.best(self.x, self.norm, self.wte, state)
+        kernels.pick(torch.stack([keys, keys], -1)[..., 0], state)  # rows and columns apart, as a gather leaves them
         if self.x.is_cuda:
             torch.cuda.synchronize()
         return out | {"ids": state.ids, "positions": state.positions, "tokens": state.tokens}
@@ -165,6 +166,17 @@ def hold_split_equal(case: Case):
         assert_close("attention", attention.attention(case.q, case.kv_cache, case.state, tile=tile), twin, twin.dtype)
         assert not case.state.arrived.any()
     tile = dict(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
+    left = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile, next_norm=case.norm)
+    one = dict(tile, SPLITS=1)
+    for fused, twin in ((linear.gelu(left, case.norm, case.c_fc, case.state, tile=one),
+                         plain.gelu(left.x, case.norm, case.c_fc, case.state)),
+                        (linear.gelu(left, case.norm, case.c_fc, case.state, tile=tile),
+                         plain.gelu(left.x, case.norm, case.c_fc, case.state)),
+                        (linear.qkv(left, case.norm, case.c_attn, case.kv_cache.clone(), case.state, tile=one),
+                         plain.qkv(left.x, case.norm, case.c_attn, case.kv_cache.clone(), case.state)),
+                        (plain.key_value(linear.best(left, case.norm, case.wte, case.state, tile=one).amax(0)),
+                         plain.key_value(plain.best(left.x, case.norm, case.wte, case.state).amax(0)))):
+        assert_close("behind a scaled norm", fused, twin, case.x.dtype)
     for _ in range(2):
         fused = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile)
         twin = plain.add(case.inner, case.c_proj, case.x, case.state)

@@ -57,6 +57,14 @@ def test_collectives_do_what_diagram_3_draws(size):
             assert got["all_reduce"] == [5.0, 7.0, 9.0]  # the diagram's own numbers
 
 
+def test_an_imagined_rank_talks_to_nobody():
+    world = World.single().imagine(4)
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert all_reduce(x, world).tolist() == x.tolist()
+    assert all_gather(x, world).tolist() == [[1.0, 2.0] * 4, [3.0, 4.0] * 4]
+    assert not World.single().imagine(1).imagined
+
+
 def layers(world):
     m, out = matrices(), {}
     with torch.no_grad():

@@ -151,7 +151,7 @@ def test_a_silent_peer_costs_one_timeout_and_the_bytes_that_crossed_are_counted(
     """Rank 0 runs alone. What it sent lies in rank 1's mailbox, and it can be counted."""
     lonely = ranks(2, lambda box: box.sum(torch.zeros(384, device="cuda")), timeout=0.2)
     way = object.__new__(push.PushAllReduce)
-    way.box = lonely.boxes[0]
+    way.box, way.pdl = lonely.boxes[0], False
     x = torch.ones(TOKEN, dtype=torch.float16, device="cuda")
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     way(x)

@@ -47,6 +47,7 @@ class PushAllReduce(AllReduce):
         rows = ROWS_OF_ALL // world.size
         buffer, addresses = symmetric_buffer(world, 2 * world.size * rows * ROW_BYTES)
         self.box = Mailbox(buffer, world.rank, addresses, rows, world.timeout)
+        self.pdl = torch.cuda.get_device_capability(world.device) >= (9, 0)  # calls in a row: each is set up early
 
     @classmethod
     def missing(cls, world) -> str | None:
@@ -59,7 +60,7 @@ class PushAllReduce(AllReduce):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.check()
-        return self.box.sum(aligned(x))
+        return self.box.sum(aligned(x), self.pdl)
 
     def fuses(self, partial: torch.Tensor) -> bool:
         """Whether `fused_add_norm` takes partial sums of this shape (T, D) and dtype."""
@@ -82,13 +83,13 @@ class PushAllReduce(AllReduce):
         self.check()
         return self.box.sum_add_norm(aligned(partial), bias, residual, weight, bias_ln, eps, pdl)
 
-    def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """All-gather: x (...) -> (size, ...), rank 0's first; x of up to a mailbox's size.
 
         Of any dtype, but a 32-bit word of all ones arrives as 0xfffffffe, on every rank alike.
         """
         self.check()
-        return self.box.gather(aligned(x), pdl)
+        return self.box.gather(aligned(x), self.pdl)
 
     @staticmethod
     def bytes_out(nbytes: int, size: int) -> float:
