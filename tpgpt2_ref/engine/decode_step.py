@@ -10,6 +10,7 @@ from ..attention.metadata import decode_metadata
 from ..kernels import Kernels
 from ..kernels.plain import order_key
 from ..kernels.state import DecodeState
+from ..kernels.tiles import ALL_WIDE
 from ..parallel.collectives import all_gather, all_reduce
 from ..request import SamplingParams
 from .sampling import sample
@@ -50,7 +51,8 @@ def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
     -> (residual (B, D), what the next layer reads (B, D), the LayerNorm it must still apply, or None)
     """
     if world.alone:
-        left = k.add(x, linear, residual, state, **({"next_norm": norm} if k.scaled_norm else {}))
+        more = {"next_norm": norm} if k.scaled_norm and len(x) >= ALL_WIDE else {}
+        left = k.add(x, linear, residual, state, **more)
         return getattr(left, "x", left), left, norm
     way = next(way for way in world.sums if way.takes(residual))
     if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -27,13 +28,16 @@ from .sampling import sample
 
 @dataclass
 class Sequence:
-    """One prompt and what came of it."""
+    """One prompt and what came of it. The prompt becomes an array once, which a prefill can copy as it is."""
 
     number: int
-    prompt: list[int]
+    prompt: list[int] | array
     limit: int  # new tokens at most
     blocks: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.prompt = array("q", self.prompt)
 
     def ended(self, eos: int | None) -> bool:
         return len(self.new) >= self.limit or (bool(self.new) and self.new[-1] == eos)

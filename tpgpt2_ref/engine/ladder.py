@@ -43,5 +43,7 @@ LADDER = (
 
 
 def rungs(world_size: int, hopper: bool) -> tuple[Rung, ...]:
-    """The rungs that differ on this machine: one rank sums nothing, and PDL needs Hopper (capability 9.0)."""
-    return tuple(r for r in LADDER if (world_size > 1 or r.name != "+sum") and (hopper or not r.pdl))
+    """The rungs that differ on this machine: one rank sums nothing, several normalize where they sum, and PDL needs
+    Hopper (capability 9.0)."""
+    same = "+norm" if world_size > 1 else "+sum"
+    return tuple(r for r in LADDER if r.name != same and (hopper or not r.pdl))

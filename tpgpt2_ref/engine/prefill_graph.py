@@ -7,7 +7,6 @@ batch is left to gpt2.py, its second is captured: one prompt on the command line
 from __future__ import annotations
 
 import sys
-from array import array
 from collections import Counter
 
 import numpy as np
@@ -92,7 +91,7 @@ class Bucket:
         for row, (s, n) in enumerate(zip(sequences, lengths)):
             here, blocks = slice(starts[row], starts[row] + n), np.asarray(s.blocks)
             table[row, : len(blocks)] = blocks
-            ids[here], positions[here] = array("q", s.prompt), self.count[:n]
+            ids[here], positions[here] = s.prompt, self.count[:n]
             slots[here] = (blocks[:, None] * size + self.count[:size]).ravel()[:n]
         padding = self.tokens - sum(lengths)
         positions[-padding:], slots[-padding:] = self.count[:padding], self.count[:padding] % size

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .prefetch import prefetch
 from .state import DecodeState
-from .tiles import measured_for
+from .tiles import attention_tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)  # e^x = 2^(x log2 e)
 LOWEST = tl.constexpr(-1e30)  # finite, so that a block without tokens needs no case of its own
@@ -149,7 +149,7 @@ def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: 
               tile: dict | None = None) -> torch.Tensor:
     """q (B, D/n) over this layer's cache, the newest token included -> (B, D/n)."""
     heads, head_size = kv_cache.shape[-2:]
-    tile = tile or measured_for(state.batch)["attention"]
+    tile = tile or attention_tile(state.batch, heads)
     kernel = many_kernel if "SPAN" in tile else few_kernel
     parts = triton.cdiv(state.block_table.shape[1] * state.block_size, tile.get("SPAN", tile["BLOCK"]))
     places = q.shape[0] * heads * triton.next_power_of_2(parts)

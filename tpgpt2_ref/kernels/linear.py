@@ -22,9 +22,8 @@ CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 class Scaled(NamedTuple):
     """A residual with what a product behind its LayerNorm needs, so that no kernel of its own must normalize it."""
 
-    x: torch.Tensor  # (B, D)
+    x: torch.Tensor  # (B, D); the sums over a row of x and of x^2 are in the state's `moments`
     scaled: torch.Tensor  # (B, D) x times the norm's weight
-    sums: torch.Tensor  # (2, programs, B) fp32: of x and of x^2, over the columns of each program
 
 
 def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torch.Tensor | None, norm,
@@ -34,7 +33,7 @@ def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torc
     """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
     x, left = (x.x, x) if isinstance(x, Scaled) else (x, None)
     (batch, k), n = x.shape, weight.shape[0]
-    tile = dict(tile or tile_for(then, batch, k))
+    tile = dict(tile or tile_for(then, batch, n, k))
     wide = "STAGES" in tile
     norm_weight, norm_bias, eps = (norm.weight, norm.bias, norm.eps) if norm else (None, None, 0.0)
     if wide and norm is not None and left is not None:
@@ -56,13 +55,12 @@ def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torc
         size = grid[0] * grid[1] * grid[2] * tile["ROWS"] * tile["B"] if grid[2] > 1 else 1
         sums = x.new_empty(size, dtype=torch.float32)
         lines = triton.next_power_of_2(triton.cdiv(k, grid[2] * 64))
-        leaves = None
-        if next_norm is not None:
-            leaves = Scaled(out, torch.empty_like(out), x.new_empty(2, blocks, batch, dtype=torch.float32))
-        row_sums = leaves.sums if leaves else left.sums if left and norm is not None else sums
-        wide_kernel[grid](*arguments, batch, sums, state.arrived, row_sums, pointer(next_norm and next_norm.weight),
-                          pointer(leaves and leaves.scaled), LINES=lines, PARTS=row_sums.shape[1] if row_sums.dim() > 1
-                          else 1, LEAVE=leaves is not None, **options, **tile)
+        leaves = Scaled(out, torch.empty_like(out)) if next_norm is not None else None
+        wide_kernel[grid](*arguments, batch, sums, state.arrived, state.moments[state.turn],
+                          state.moments[1 - state.turn], pointer(leaves and next_norm.weight),
+                          pointer(leaves and leaves.scaled), LINES=lines, LEAVE=leaves is not None, **options, **tile)
+        if norm is not None:
+            state.turn = 1 - state.turn  # the other two are zero now
         return leaves
     if "SLICES" in tile:
         skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
@@ -103,7 +101,8 @@ def gelu(x: torch.Tensor, norm, linear, state: DecodeState, pdl: bool = False, *
 def add(x: torch.Tensor, linear, residual: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
     """x (B, K) -> residual + W x + b, (B, D): one rank's c_proj with what follows it.
 
-    next_norm  the LayerNorm behind it: with many rows it comes back as `Scaled`, for the function that applies it
+    next_norm  the LayerNorm behind it: out comes back as `Scaled`, for the function that applies it. Both must have
+               wide tiles
     """
     out = torch.empty_like(residual)
     return launch("add", x, linear.weight, linear.bias, None, out, state, pdl, residual=residual, **more) or out
@@ -119,7 +118,7 @@ def partial(x: torch.Tensor, linear, bias: bool, state: DecodeState, pdl: bool =
 def best(x: torch.Tensor, norm, embedding, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
     """x (B, D) -> keys (programs, B) int64: each program's best token of this rank's rows of the vocabulary."""
     batch, k = tensor_of(x).shape
-    tile = more.pop("tile", None) or tile_for("best", batch, k)
+    tile = more.pop("tile", None) or tile_for("best", batch, embedding.weight.shape[0], k)
     programs = triton.cdiv(embedding.weight.shape[0], tile["ROWS"])
     out = torch.empty(programs, batch, dtype=torch.int64, device=state.ids.device)
     launch("best", x, embedding.weight, None, norm, out, state, pdl, vocabulary=embedding.vocab_size,

@@ -195,12 +195,14 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
 
 @triton.jit
 def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, N, batch_size, sums, arrived, row_sums, gain, scaled,
-                K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-                SPLITS: tl.constexpr, LINES: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
-                PAGE: tl.constexpr, PDL: tl.constexpr, PARTS: tl.constexpr, LEAVE: tl.constexpr):
-    """With NORM, x is already times the norm's weight; norm_weight is s (N,), norm_bias t (N,), and row_sums what the
-    kernel before left of x and of x^2 (2, PARTS, B). With LEAVE it leaves the same for the kernel behind."""
+                positions, vocabulary, first_token, sampling, N, batch_size, sums, arrived, moments, next_moments,
+                gain, scaled, K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+                STAGES: tl.constexpr, SPLITS: tl.constexpr, LINES: tl.constexpr, NORM: tl.constexpr,
+                BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr, LEAVE: tl.constexpr):
+    """With LEAVE, out goes out times the next norm's weight too, and the sums of its rows and their squares into
+    `moments` (2, B), in units of 2^-24: integers add up to the same in any order. With NORM, x is such a product,
+    norm_weight is s (N,), norm_bias t (N,); what was in next_moments was read by an earlier kernel, and is set to zero.
+    """
     if PDL:
         gdc_launch_dependents()
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[None, :]
@@ -228,11 +230,11 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     if THEN == "add":  # not before the wait: a kernel before wrote the residual
         extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
     if NORM:  # on their way while the product runs
-        part = tl.arange(0, triton.next_power_of_2(PARTS))[None, :]
-        at = row_sums + part * batch_size + batch
-        held = (part < PARTS) & (batch < batch_size)
-        totals = tl.load(at, mask=held, other=0.0)  # (B, PARTS)
-        squares = tl.load(at + PARTS * batch_size, mask=held, other=0.0)
+        total = tl.load(moments + batch, mask=batch < batch_size, other=0)
+        square = tl.load(moments + batch_size + batch, mask=batch < batch_size, other=0)
+        if (tl.program_id(0) == 0) & (tl.program_id(2) == 0):
+            tl.store(next_moments + batch, 0 * batch.to(tl.int64), mask=batch < batch_size)
+            tl.store(next_moments + batch_size + batch, 0 * batch.to(tl.int64), mask=batch < batch_size)
     y = tl.zeros((B, ROWS), tl.float32)
     for k in tl.range(start, start + SHARE, DEPTH, num_stages=STAGES):
         xs = tl.load(from_x + k, mask=(k + depth[None, :] < K) | EVEN, other=0.0)
@@ -252,15 +254,16 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
                 y += tl.load(sums + (tile * SPLITS + i) * ROWS * B + place, volatile=True)
     if last:
         if NORM:
-            mean = tl.sum(totals, 1)[:, None] / K
-            variance = tl.sum(squares, 1)[:, None] / K - mean * mean
+            mean = total.to(tl.float32) * (1 / 16777216 / K)
+            variance = square.to(tl.float32) * (1 / 16777216 / K) - mean * mean
             y = (y - mean * s) * tl.rsqrt(variance + eps)
         if LEAVE:
             inside = (rows < N) & (batch < batch_size)
             x_next = tl.where(inside, (y + b + extra).to(out.dtype.element_ty).to(tl.float32), 0.0)
             tl.store(scaled + batch * N + rows, x_next * g, mask=inside)
-            at = row_sums + tl.program_id(0) * batch_size + batch
-            tl.store(at, tl.sum(x_next, 1)[:, None], mask=batch < batch_size)
-            tl.store(at + tl.num_programs(0) * batch_size, tl.sum(x_next * x_next, 1)[:, None], mask=batch < batch_size)
+            total = (tl.sum(x_next, 1)[:, None] * 16777216).to(tl.int64)
+            square = (tl.sum(x_next * x_next, 1)[:, None] * 16777216).to(tl.int64)
+            tl.atomic_add(moments + batch, total, mask=batch < batch_size, sem="relaxed")
+            tl.atomic_add(moments + batch_size + batch, square, mask=batch < batch_size, sem="relaxed")
         finish(y + b, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token,
                sampling, THEN, ROWS_AXIS=1)

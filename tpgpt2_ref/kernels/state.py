@@ -22,7 +22,9 @@ class DecodeState:
     sampling: torch.Tensor  # (2 + B,) int32: temperature's bits (0: greedy), seed, each row's sequence number
     tokens: torch.Tensor  # (B, n_positions + 1) int32 in the host's pinned memory, by position; -1: not there yet
     arrived: torch.Tensor  # int32 zeros, where programs that share one result count themselves
+    moments: torch.Tensor  # (2, 2, B) int64: a row's sum, and sum of squares, for the LayerNorm behind; two in turn
     block_size: int = 16
+    turn: int = 0  # whose turn it is of the two
 
     @classmethod
     def empty(cls, batch: int, heads: int, length: int, device: torch.device, block_size: int = 16) -> DecodeState:
@@ -32,7 +34,7 @@ class DecodeState:
         tokens = torch.full((batch, length + 1), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
         return cls(zeros(batch), zeros(batch), zeros(batch), zeros(batch, -(-length // block_size), dtype=torch.int32),
                    zeros(2 + batch, dtype=torch.int32), tokens, zeros(max(4096, batch * heads), dtype=torch.int32),
-                   block_size)
+                   zeros(2, 2, batch), block_size)
 
     @property
     def batch(self) -> int:

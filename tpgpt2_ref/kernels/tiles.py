@@ -1,23 +1,40 @@
-"""Tile sizes of the decode kernels: `tiles.json` holds what `measure/tune_decode.py` found fastest on one H200."""
+"""Tile sizes of the decode kernels: `tiles.json` holds what `measure/tune_decode.py` found fastest on one H200.
+
+They were found on GPT-2 small, whole and split over two ranks. Other shapes take those of the nearest one.
+"""
 from __future__ import annotations
 
 import json
+from math import log
 from pathlib import Path
 
-MEASURED = {int(batch): sizes for batch, sizes in json.loads(Path(__file__).with_suffix(".json").read_text()).items()}
+MEASURED = {tuple(map(int, f"{key}/1".split("/")[:2])): sizes  # "64" or "64/2": a batch, and the ranks if several
+            for key, sizes in json.loads(Path(__file__).with_suffix(".json").read_text()).items()}
+HEADS, D, INNER, VOCAB = 12, 768, 3072, 50304  # GPT-2 small's
+ALL_WIDE = 32  # rows of x from which every product is `products.wide_kernel`'s
 WARP = 3072  # elements of W in fp32 that a warp can hold in registers, and twice as many in 16 bits
 PROGRAM = 65536  # elements of W that a program can hold in shared memory
 
 
-def measured_for(batch: int) -> dict:
-    """The sizes measured at the batch nearest to this one, counted in doublings."""
-    return dict(MEASURED[min(MEASURED, key=lambda b: abs(b.bit_length() - batch.bit_length()))])
+def measured_for(batch: int) -> dict[int, dict]:
+    """{ranks: sizes} measured at the batch nearest to this one, counted in doublings."""
+    nearest = min((b for b, _ in MEASURED), key=lambda b: abs(b.bit_length() - batch.bit_length()))
+    return {ranks: sizes for (b, ranks), sizes in MEASURED.items() if b == nearest}
 
 
-def tile_for(then: str, batch: int, k: int) -> dict:
-    """The tile of a product with K = k: as measured on GPT-2 small, or smaller where a larger model would not fit."""
-    kind = {"store": "add"}.get(then, then)
-    tile = dict(measured_for(batch)["long" if kind == "add" and k > 2048 else kind])
+def attention_tile(batch: int, heads: int) -> dict:
+    found = measured_for(batch)
+    return dict(found[min(found, key=lambda ranks: abs(log(heads * ranks / HEADS)))]["attention"])
+
+
+def tile_for(then: str, batch: int, n: int, k: int) -> dict:
+    """The tile of a product with W (n, k): as measured, or smaller where a larger model would not fit."""
+    shapes = {"qkv": {"qkv": 3 * D * D}, "gelu": {"gelu": INNER * D}, "best": {"best": VOCAB * D}}
+    kinds = shapes.get(then, {"add": D * D, "long": D * INNER})
+    found = [(abs(log(n * k * ranks / size)), kind, sizes[kind]) for ranks, sizes in measured_for(batch).items()
+             for kind, size in kinds.items()]
+    _, kind, tile = min(found, key=lambda f: f[0])
+    tile = dict(tile)
     if "DEPTH" not in tile:  # gemv
         held = tile["num_warps"] * WARP * (1 if kind in ("qkv", "gelu") else 2)
         while tile["ROWS"] > 1 and tile["ROWS"] * k > held:

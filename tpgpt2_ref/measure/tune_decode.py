@@ -1,6 +1,7 @@
 """Find the decode kernels' tile sizes on this GPU: whole steps in CUDA graphs, one choice after the other.
 
   python -m tpgpt2_ref.measure.tune_decode --write                 all batches, into kernels/tiles.json
+  python -m tpgpt2_ref.measure.tune_decode --imagine 2 --write     for one rank's own part of two
   python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
 
 A candidate must equal its plain twin before it is timed. A time is that of GPT-2 small's whole step with random
@@ -63,11 +64,13 @@ CANDIDATES = {
             best=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4), (128, 16, 128, 4, 1, 8))),
     64: dict(attention=few((256, 4)) + many((64, 256, 3, 2), (64, 256, 3, 1), (64, 256, 5, 2), (32, 256, 7, 1)),
              long=wide((16, 64, 128, 4, 4, 4), (16, 64, 256, 3, 4, 4), (16, 64, 256, 3, 3, 4), (16, 64, 128, 4, 6, 4),
-                       (32, 64, 128, 4, 4, 4)),
+                       (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 6, 4), (32, 64, 128, 4, 8, 4), (16, 64, 64, 6, 4, 4)),
              gelu=wide((32, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (16, 64, 256, 3, 1, 4),
-                       (32, 64, 256, 3, 1, 8)),
-             qkv=wide((16, 64, 128, 4, 1, 4), (32, 64, 256, 3, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 64, 6, 1, 4)),
-             add=wide((16, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (16, 64, 128, 3, 2, 4)),
+                       (32, 64, 256, 3, 1, 8), (32, 64, 64, 6, 1, 4), (16, 64, 64, 6, 1, 4)),
+             qkv=wide((16, 64, 128, 4, 1, 4), (32, 64, 256, 3, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 64, 6, 1, 4),
+                      (16, 64, 64, 6, 1, 4)),
+             add=wide((16, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (16, 64, 128, 3, 2, 4), (32, 64, 128, 3, 3, 4),
+                      (32, 64, 128, 3, 2, 4), (16, 64, 64, 4, 2, 4), (16, 64, 64, 6, 1, 4)),
              best=wide((128, 64, 64, 4, 1, 4), (128, 64, 128, 3, 1, 8), (256, 64, 64, 3, 1, 8), (64, 64, 128, 4, 1, 4),
                        (128, 64, 64, 6, 1, 4))),
 }
@@ -86,7 +89,8 @@ class Bench:
             cache.normal_()
         self.table = 1 + torch.arange(pages, dtype=torch.int32, device=device).view_as(self.state.block_table)
         self.x = torch.randn(batch, config.n_embd, device=device, dtype=impl.dtype)
-        self.inner = torch.randn(batch, config.inner, device=device, dtype=impl.dtype)
+        self.out = torch.randn(batch, impl.num_heads * impl.head_size, device=device, dtype=impl.dtype)
+        self.inner = torch.randn(batch, model.h[0].mlp.c_proj.weight.shape[1], device=device, dtype=impl.dtype)
         self.occupy()
 
     def occupy(self):
@@ -97,8 +101,8 @@ class Bench:
     def wrong(self, kind: str, tile) -> str | None:
         """Why a candidate is no candidate: it fails, or differs from its plain twin."""
         block, s = self.model.h[0], self.state
-        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, self.kv[0], s), "attention": (self.x, self.kv[0], s),
-                 "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.x, block.attn.c_proj, self.x, s),
+        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, self.kv[0], s), "attention": (self.out, self.kv[0], s),
+                 "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.out, block.attn.c_proj, self.x, s),
                  "long": (self.inner, block.mlp.c_proj, self.x, s),
                  "best": (self.x, self.model.ln_f, self.model.wte, s)}
         name = "add" if kind == "long" else kind
@@ -117,9 +121,9 @@ class Bench:
         def op(function, kind):
             return lambda *a, **more: function(*a, pdl=True, tile=chosen[kind(a)], **more)
 
-        kernels = Kernels.choose(pdl=True)
+        kernels = Kernels.choose(pdl=True, scaled_norm=self.model.world.size == 1)  # several: the sum normalizes
         kernels = replace(kernels, qkv=op(linear.qkv, lambda a: "qkv"), gelu=op(linear.gelu, lambda a: "gelu"),
-                          add=op(linear.add, lambda a: "long" if a[0].shape[1] > 2048 else "add"),
+                          add=op(linear.add, lambda a: "long" if a[0].shape[1] == self.inner.shape[1] else "add"),
                           best=op(linear.best, lambda a: "best"),
                           attention=op(attention.attention, lambda a: "attention"))
         step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels))
@@ -140,8 +144,8 @@ class Bench:
 def tune(bench: Bench, chosen: dict, seconds: float, rows: list[dict]) -> dict:
     """The fastest tiles found within so many seconds, starting from `chosen`; each time taken goes into `rows`."""
     def note(choice, tile, us):
-        rows.append({"model": "gpt2", "dtype": "bfloat16", "tp": 1, "batch": bench.batch, "context": CONTEXT,
-                     "choice": choice, "tile": str(tile), "us_per_step": round(us, 1)})
+        rows.append({"model": "gpt2", "dtype": "bfloat16", "tp": bench.model.world.size, "batch": bench.batch,
+                     "context": CONTEXT, "choice": choice, "tile": str(tile), "us_per_step": round(us, 1)})
 
     begin = time.monotonic()
     for kind, options in CANDIDATES[bench.batch].items():  # what is in the file may not run on this GPU
@@ -168,10 +172,13 @@ def tune(bench: Bench, chosen: dict, seconds: float, rows: list[dict]) -> dict:
     return chosen
 
 
-def as_json(measured: dict[int, dict]) -> str:
+def as_json(measured: dict[tuple[int, int], dict]) -> str:
     """One choice a line."""
-    parts = [f' "{batch}": {{\n' + ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in sizes.items()) + "\n }"
-             for batch, sizes in measured.items()]
+    parts = []
+    for (batch, ranks), sizes in sorted(measured.items(), key=lambda item: item[0][::-1]):
+        key = f"{batch}/{ranks}" if ranks > 1 else batch
+        lines = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in sizes.items())
+        parts.append(f' "{key}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
@@ -182,12 +189,15 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), metavar="DIR",
                         help="save every time taken as decode_tiles (default DIR: the book's results)")
+    parser.add_argument("--imagine", type=int, default=1, choices=(1, 2), metavar="N", help="one rank's part of N")
     args, rows = parser.parse_args(), []
-    model, measured = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16"), dict(tiles.MEASURED)
+    world, measured = World.single("cuda").imagine(args.imagine), dict(tiles.MEASURED)
+    model = load_model("random:gpt2", world, dtype="bfloat16")
     with torch.inference_mode():
         for batch in args.batch:
             bench = Bench(model, batch)
-            measured[batch] = tune(bench, measured[batch], args.seconds, rows)
+            known = measured.get((batch, args.imagine), measured[batch, 1])
+            measured[batch, args.imagine] = tune(bench, known, args.seconds, rows)
             if args.write:
                 FILE.write_text(as_json(measured))
             if args.record:

@@ -17,7 +17,7 @@ import torch
 from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.kernels import KERNELS, Kernels, plain
 from tpgpt2_ref.kernels.state import DecodeState
-from tpgpt2_ref.kernels.tiles import MEASURED, WARP, measured_for, tile_for
+from tpgpt2_ref.kernels.tiles import ALL_WIDE, MEASURED, WARP, attention_tile, tile_for
 
 from .conftest import ROOT
 
@@ -166,17 +166,16 @@ def hold_split_equal(case: Case):
         assert_close("attention", attention.attention(case.q, case.kv_cache, case.state, tile=tile), twin, twin.dtype)
         assert not case.state.arrived.any()
     tile = dict(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
-    left = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile, next_norm=case.norm)
-    one = dict(tile, SPLITS=1)
-    for fused, twin in ((linear.gelu(left, case.norm, case.c_fc, case.state, tile=one),
-                         plain.gelu(left.x, case.norm, case.c_fc, case.state)),
-                        (linear.gelu(left, case.norm, case.c_fc, case.state, tile=tile),
-                         plain.gelu(left.x, case.norm, case.c_fc, case.state)),
-                        (linear.qkv(left, case.norm, case.c_attn, case.kv_cache.clone(), case.state, tile=one),
-                         plain.qkv(left.x, case.norm, case.c_attn, case.kv_cache.clone(), case.state)),
-                        (plain.key_value(linear.best(left, case.norm, case.wte, case.state, tile=one).amax(0)),
-                         plain.key_value(plain.best(left.x, case.norm, case.wte, case.state).amax(0)))):
-        assert_close("behind a scaled norm", fused, twin, case.x.dtype)
+    for name, more in (("gelu", dict(tile)), ("gelu", dict(tile, SPLITS=1)), ("qkv", dict(tile, SPLITS=1)),
+                       ("best", dict(tile, SPLITS=1))) * 2:  # each behind an `add` of its own
+        left = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile, next_norm=case.norm)
+        rest = {"gelu": (case.c_fc,), "qkv": (case.c_attn, case.kv_cache.clone()), "best": (case.wte,)}[name]
+        fused = getattr(linear, name)(left, case.norm, *rest, case.state, tile=more)
+        twin = getattr(plain, name)(left.x, case.norm, *rest, case.state)
+        if name == "best":
+            fused, twin = plain.key_value(fused.amax(0)), plain.key_value(twin.amax(0))
+        assert_close(f"{name} behind a scaled norm", fused, twin, case.x.dtype)
+        assert not case.state.moments[case.state.turn].any() and case.state.moments[1 - case.state.turn].all()
     for _ in range(2):
         fused = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile)
         twin = plain.add(case.inner, case.c_proj, case.x, case.state)
@@ -189,17 +188,19 @@ def test_tiles_fit_every_model():
     for c in FAMILY.values():
         for ranks in (1, 2, 4, 8):
             local = -(-c.n_head // ranks) * c.head_size
-            for then, k in (("qkv", c.n_embd), ("gelu", c.n_embd), ("best", c.n_embd), ("add", local),
-                            ("add", c.inner // ranks), ("store", c.inner // ranks)):
+            d = c.n_embd
+            for then, n, k in (("qkv", 3 * local, d), ("gelu", c.inner // ranks, d), ("best", c.vocab_size // ranks, d),
+                               ("add", d, local), ("add", d, c.inner // ranks), ("store", d, c.inner // ranks)):
                 for batch in (1, 2, 3, 4, 5, 8, 16, 17, 64, 256):
-                    tile = tile_for(then, batch, k)
+                    tile = tile_for(then, batch, n, k)
+                    assert "STAGES" in tile or batch < ALL_WIDE
                     if "SLICES" in tile:
                         assert tile["ROWS"] * k * 2 <= 128 << 10
                     elif "DEPTH" in tile:
                         assert tile["STAGES"] * (tile["ROWS"] + tile["B"]) * tile["DEPTH"] * 2 <= 160 << 10
                     else:
                         assert batch < 5 and tile["ROWS"] * k <= max(k, 2 * WARP * tile["num_warps"])
-                    assert measured_for(batch)["attention"]["BLOCK"] % 16 == 0
+                    assert attention_tile(batch, local // c.head_size)["BLOCK"] % 16 == 0
 
 
 def test_measured_tiles_are_written_as_they_are_read():
@@ -207,8 +208,8 @@ def test_measured_tiles_are_written_as_they_are_read():
     from tpgpt2_ref.measure.tune_decode import CANDIDATES, FILE, as_json
 
     assert FILE.read_text() == as_json(MEASURED)
-    assert CANDIDATES.keys() == MEASURED.keys()
-    assert all(CANDIDATES[b].keys() == MEASURED[b].keys() for b in MEASURED)
+    assert CANDIDATES.keys() == {batch for batch, _ in MEASURED}
+    assert all(CANDIDATES[b].keys() == sizes.keys() for (b, _), sizes in MEASURED.items())
 
 
 if __name__ == "__main__":
