@@ -111,7 +111,8 @@ def show(result) -> str:
                  f"{'median error':>14}{'worst':>8}"]
         for r in result["rows"]:
             rate = f"{1e-3 / r['beta_us_per_byte']:.2f}" if r["beta_us_per_byte"] else "-"  # of a link, or memory
-            lines.append(f"{r['op']:15}{r['path']:22}{r['world']:>6}{'yes' if r['graph'] else 'no':>6}"
+            path = f"{r['path']}, batch >= {r['from_batch']}" if r.get("from_batch", 1) > 1 else r["path"]
+            lines.append(f"{r['op']:15}{path:22}{r['world']:>6}{'yes' if r['graph'] else 'no':>6}"
                          f"{r['from_bytes']:>13,}{r['alpha_us']:>10.1f}{rate:>9}{r['heldout_median_error']:>14.1%}"
                          f"{r['heldout_worst_error']:>8.1%}")
         return "\n".join([*lines, f"errors are on sizes that were not fitted; {where}; kept in {result['model']}"])

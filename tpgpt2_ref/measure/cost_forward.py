@@ -4,11 +4,15 @@
         + sum over collectives of alpha + beta * bytes
 
 GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. The work's five
-coefficients are fitted to every second row of decode.json or prefill.json, per rung of the ladder, and judged on
-the others. Nothing here imports torch.
+coefficients are fitted to half the rows of decode.json or prefill.json, drawn at random, and judged on the others: for
+each rung of the ladder and, where rows suffice, for each kind of kernel that a decode step's batch calls for.
+
+What communication costs is also measured without any model: the time of all ranks, less that of one rank which does
+its own part and sends nothing (`--imagine` of the benches). Nothing here imports torch.
 """
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from statistics import mean
 
@@ -24,6 +28,7 @@ GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
 KEY = 8  # bytes of a best token
+FROM_BATCH = (1, 4, 32)  # where a step's products become `gemv`, `skinny` and `wide` kernels; a test compares
 
 
 def collectives(config: GPT2Config, tp: int, batch: int, tokens: int, plan: str = "shipped", itemsize: int = 2,
@@ -93,20 +98,45 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
     out = []
     for rung, found in sorted(groups.items()):
         found = [(row, *_explain(name, row, model)) for row in sorted(
-            found, key=lambda r: (r["model"], r["tp"], r["batch"], r["prompt_len"]))]
-        found = [f for f in found if f[1] is not None]
-        if len(found) < FEWEST_ROWS:
-            continue
-        half = found[::2]
-        coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
-                                        [comm for *_, comm in half])
-        errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1)
-                  for row, features, comm in found[1::2]]
-        out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in found),
-                    "graph": in_graph(name, rung), "from_bytes": 0,
-                    **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
-                    "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
+            found, key=lambda r: (r["model"], r["tp"], r["sum"], r["batch"], r["prompt_len"]))]
+        for first, part in _by_kernel(name, [f for f in found if f[1] is not None]).items():
+            if len(part) < FEWEST_ROWS:
+                continue
+            random.Random(0).shuffle(part)
+            half, rest = part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :]
+            coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
+                                            [comm for *_, comm in half])
+            errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1) for row, features, comm in rest]
+            out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in part),
+                        "graph": in_graph(name, rung), "from_bytes": 0, "from_batch": first,
+                        **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
+                        "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
     return out
+
+
+def _by_kernel(name: str, found: list[tuple]) -> dict[int, list[tuple]]:
+    """{least batch: rows}: a decode step's rows by the kernels of their batch, if each kind has enough of them."""
+    parts = defaultdict(list)
+    for f in found:
+        parts[max(b for b in FROM_BATCH if b <= f[0]["batch"])].append(f)
+    return parts if name == "decode" and all(len(p) >= FEWEST_ROWS for p in parts.values()) else {1: found}
+
+
+def measured_shares(rows: list[dict]) -> list[dict]:
+    """What communication takes of each row of `decode` or `prefill` that has a run of one rank's own part beside it.
+
+    -> the rows of several ranks, each with `alone_us` and `communication_share`, 1 - alone_us / its own time. Every
+    way to sum is held against the same: work that needs no sum. Where its kernels do more than that, it counts too.
+    """
+    name = "decode" if rows and "us_per_step_median" in rows[0] else "prefill"
+    rows = [row for row in rows if row["engine"] == "tpgpt2" and row["tp"] > 1]
+
+    def case(row):
+        return tuple(row[k] for k in ("model", "dtype", "tp", "rung", "batch", "prompt_len"))
+
+    alone = {case(row): _us(name, row) for row in rows if row["sum"] == "none"}
+    return [{**row, "alone_us": alone[case(row)], "communication_share": 1 - alone[case(row)] / _us(name, row)}
+            for row in rows if row["sum"] != "none" and case(row) in alone]
 
 
 def in_graph(name: str, rung: str) -> bool:
@@ -139,7 +169,8 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
     Without any decode or prefill run in the model, only the communication is known: `us` is None then.
     """
     phase = "decode" if tokens == 1 else "prefill"
-    rungs = {r["path"]: r for r in model if r["op"] == phase}
+    rungs = {r["path"]: r for r in sorted((r for r in model if r["op"] == phase), key=lambda r: r.get("from_batch", 1))
+             if r.get("from_batch", 1) <= batch}
     if rung is not None and rung not in rungs:
         raise UserError(f"the model has no {phase} of rung {rung!r}; it has {', '.join(rungs) or 'none'}")
     features = work(config, tp, batch, tokens, context, itemsize)
