@@ -2,7 +2,8 @@
 
     embed | qkv  attention  add  gelu  add | ... | best  pick
 
-That is five kernels a layer and three beside the layers; from batch 32 on also two LayerNorms a layer.
+That is five kernels a layer and three beside the layers; from batch 32 on also two LayerNorms a layer, unless the
+product before leaves what they need (`scaled_norm`).
 `Kernels` says which of them a step uses: the ladder from plain torch to all fused is made of such choices.
 """
 from __future__ import annotations

@@ -73,8 +73,11 @@ def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, ite
     return 1.0, config.n_layer, (block * config.n_layer + head) * itemsize, cache, flops
 
 
-def communication_us(model: list[dict], calls, tp: int, path: str | None, graph: bool) -> tuple[float, list[dict]]:
+def communication_us(model: list[dict], calls, tp: int, path: str | None, graph: bool,
+                     rung: str | None = None) -> tuple[float, list[dict]]:
     """Microseconds of all calls, and the prediction behind each kind."""
+    if rung in (*LOGITS, "fused"):  # logits go through the library: push gathers best tokens alone
+        model = [r for r in model if (r["op"], r["path"]) != ("all_gather", "push")]
     found = [predict(model, op, nbytes, tp, path_of(model, op, path), graph) for op, nbytes, _ in calls]
     return sum(f["us"] * times for f, (_, _, times) in zip(found, calls, strict=True)), found
 
@@ -156,7 +159,8 @@ def _explain(name, row, model):
         return features, 0.0
     calls = collectives(config, row["tp"], row["batch"], tokens, itemsize=itemsize, rung=row["rung"])
     try:
-        comm, _ = communication_us(model, calls, row["tp"], row["sum"], in_graph(name, row["rung"]))
+        path = None if row["sum"] == "auto" else row["sum"]
+        comm, _ = communication_us(model, calls, row["tp"], path, in_graph(name, row["rung"]), row["rung"])
     except UserError:
         return None, 0.0
     return features, comm
@@ -178,7 +182,7 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
     fit = min(candidates, key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
     graph = fit["graph"] if fit else any(r["graph"] for r in model if r["op"] == "all_reduce")
     calls = collectives(config, tp, batch, tokens, plan, itemsize, fit["path"] if fit else None)
-    comm, found = communication_us(model, calls, tp, path, graph)
+    comm, found = communication_us(model, calls, tp, path, graph, fit["path"] if fit else None)
     compute = _dot([fit[t] for t in TERMS], features) if fit else None
     counts = defaultdict(int)
     for op, _, times in calls:

@@ -14,6 +14,7 @@ from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.state import DecodeState
+from tpgpt2_ref.kernels.tiles import ALL_WIDE, tile_for
 from tpgpt2_ref.measure import cost, cost_forward, results
 from tpgpt2_ref.measure.bench_collectives import bandwidth
 from tpgpt2_ref.measure.simulate import fake_forward
@@ -149,6 +150,38 @@ def test_what_a_way_to_sum_cannot_do_goes_over_its_link_by_nccl():
     assert step["communication_us"] == pytest.approx(25 * (3 + 1536 / 50e3) + truth(50304), rel=0.02)
 
 
+def test_push_gathers_best_tokens_and_never_logits():
+    model = cost.fit_collectives(curve(truth, "all_gather", "nccl")
+                                 + [r for op in ("all_reduce", "all_gather") for r in curve(lambda n: 3.0, op, "push")])
+    for rung, path in (("+pdl", "push"), ("graph", "nccl"), (None, "nccl")):
+        calls = cost_forward.collectives(FAMILY["gpt2"], 2, 1, 1, rung=rung)
+        _, found = cost_forward.communication_us(model, calls, 2, "push", False, rung)
+        assert {f["op"]: f["path"] for f in found} == {"all_reduce": "push", "all_gather": path}
+
+
+def test_what_communication_costs_is_what_one_rank_alone_does_not_need():
+    row = {"engine": "tpgpt2", "model": "gpt2", "dtype": "bfloat16", "rung": "+pdl", "batch": 1, "prompt_len": 128}
+    rows = [{**row, "tp": 1, "sum": "none", "us_per_step_median": 150.0},
+            {**row, "tp": 2, "sum": "none", "us_per_step_median": 120.0},
+            {**row, "tp": 2, "sum": "push", "us_per_step_median": 160.0},
+            {**row, "tp": 2, "sum": "nccl", "us_per_step_median": 400.0},
+            {**row, "tp": 2, "sum": "nccl", "us_per_step_median": 400.0, "batch": 8}]  # alone at batch 1 only
+    found = cost_forward.measured_shares(rows)
+    shares = [(r["sum"], r["alone_us"], r["communication_share"]) for r in found]
+    assert shares == [("push", 120, 0.25), ("nccl", 120, 0.7)]
+    assert cost_forward.measured_shares([]) == []
+
+
+def test_kernels_change_where_the_fits_do():
+    """The batches at which `cost_forward` begins another fit are those at which the products' kernels change."""
+    def kind(batch):
+        tile = tile_for("gelu", batch, 3072, 768)
+        return "wide" if "STAGES" in tile else "skinny" if "SLICES" in tile else "gemv"
+
+    changes = [b for b in range(2, 257) if kind(b) != kind(b - 1)]
+    assert changes == list(cost_forward.FROM_BATCH[1:]) and kind(ALL_WIDE) == "wide" and ALL_WIDE in changes
+
+
 def test_weights_of_gpt2_are_247_megabytes():
     """In bf16 on one rank a decode step reads 12 blocks and the tied head."""
     _, layers, weights, cache, flops = cost_forward.work(FAMILY["gpt2"], 1, 1, 1, 511)
@@ -198,8 +231,9 @@ def test_fit_predict_and_forward_from_the_command_line(folder, tmp_path, capfd):
     model = tmp_path / "model.json"
     fitted = ask(capfd, "cost", "fit", folder, "--out", model)
     assert results.load(model).rows == fitted["rows"] and results.load(model).machine["slug"] == "2x-imagined"
-    (decode,) = [r for r in fitted["rows"] if r["op"] == "decode"]
-    assert decode["heldout_within_15_percent"] >= 0.8 and decode["heldout_median_error"] < 0.1
+    decode = [r for r in fitted["rows"] if r["op"] == "decode"]
+    assert [r["from_batch"] for r in decode] == list(cost_forward.FROM_BATCH)
+    assert all(r["heldout_within_15_percent"] >= 0.8 and r["heldout_median_error"] < 0.1 for r in decode)
     one = ask(capfd, "cost", "predict", "--model", model, "--op", "all_reduce", "--bytes", 24576, "--world", 2)
     assert one["us"] == pytest.approx(truth(24576), rel=0.05) and not one["this_machine"]
     step = ask(capfd, "cost", "forward", "--model", model, "--gpt2", "gpt2-xl", "--tp", 2, "--batch", 8, "--tokens", 1,
