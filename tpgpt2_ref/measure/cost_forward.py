@@ -110,7 +110,8 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
             coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
                                             [comm for *_, comm in half])
             errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1) for row, features, comm in rest]
-            out.append({"op": name, "path": rung, "world": max(row["tp"] for row, _, _ in part),
+            real = max((row["tp"] for row, _, _ in part if row["sum"] != "none"), default=1)  # the others are imagined
+            out.append({"op": name, "path": rung, "world": real,
                         "graph": in_graph(name, rung), "from_bytes": 0, "from_batch": first,
                         **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
                         "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
