@@ -4,12 +4,14 @@ Everything it reads and writes stays on the device, so that it can be captured i
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..attention.metadata import decode_metadata
 from ..kernels import Kernels
 from ..kernels.plain import order_key
-from ..kernels.state import DecodeState
+from ..kernels.state import DecodeState, Scaled
 from ..kernels.tiles import ALL_WIDE
 from ..parallel.collectives import all_gather, all_reduce
 from ..request import SamplingParams
@@ -24,6 +26,8 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
             they are given here, and become part of a captured step
     """
     world, k = model.world, kernels
+    if params is not None:  # ln_f is applied in plain torch, which would not clear the sums for the next step
+        k = replace(k, scaled_norm=False)
     x = k.embed(state, model.wte, model.wpe, position=world.rank == 0)  # (B, D)
     x = all_reduce(x, world, model.wte.name)
     norms = [block.ln_1 for block in model.h[1:]] + [model.ln_f]  # the one behind each block
@@ -53,7 +57,7 @@ def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
     if world.alone:
         more = {"next_norm": norm} if k.scaled_norm and len(x) >= ALL_WIDE else {}
         left = k.add(x, linear, residual, state, **more)
-        return getattr(left, "x", left), left, norm
+        return left.x if isinstance(left, Scaled) else left, left, norm
     way = next(way for way in world.sums if way.takes(residual))
     if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):
         y = k.partial(x, linear, bias=False, state=state)

@@ -6,24 +6,15 @@ The kernels are in `products.py`; `plain.py` has the twin of every function here
 """
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 
 from .prefill import add_norm
 from .products import gemv_kernel, skinny_kernel, wide_kernel
-from .state import DecodeState
+from .state import DecodeState, Scaled
 from .tiles import tile_for
 
 CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
-
-
-class Scaled(NamedTuple):
-    """A residual with what a product behind its LayerNorm needs, so that no kernel of its own must normalize it."""
-
-    x: torch.Tensor  # (B, D); the sums over a row of x and of x^2 are in the state's `moments`
-    scaled: torch.Tensor  # (B, D) x times the norm's weight
 
 
 def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torch.Tensor | None, norm,

@@ -200,8 +200,9 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
                 STAGES: tl.constexpr, SPLITS: tl.constexpr, LINES: tl.constexpr, NORM: tl.constexpr,
                 BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr, LEAVE: tl.constexpr):
     """With LEAVE, out goes out times the next norm's weight too, and the sums of its rows and their squares into
-    `moments` (2, B), in units of 2^-24: integers add up to the same in any order. With NORM, x is such a product,
-    norm_weight is s (N,), norm_bias t (N,); what was in next_moments was read by an earlier kernel, and is set to zero.
+    `moments` (2, B), in units of 2^-24: integers add up to the same in any order, and hold rows whose squares sum to
+    2^39. With NORM, x is such a product, norm_weight is s (N,), norm_bias t (N,); what was in next_moments was read by
+    an earlier kernel, and is set to zero.
     """
     if PDL:
         gdc_launch_dependents()

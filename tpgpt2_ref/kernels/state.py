@@ -2,10 +2,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..attention.metadata import slots
+
+
+class Scaled(NamedTuple):
+    """A residual with what a product behind its LayerNorm needs, so that no kernel of its own must normalize it."""
+
+    x: torch.Tensor  # (B, D); the sums over a row of x and of x^2 are in the state's `moments`
+    scaled: torch.Tensor  # (B, D) x times the norm's weight
 
 
 @dataclass

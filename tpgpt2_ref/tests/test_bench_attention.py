@@ -2,16 +2,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from statistics import median
 
 import pytest
 import torch
 
-from tpgpt2_ref.attention.selector import get_attn_backend
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.measure import bench_attention, results
 from tpgpt2_ref.measure.attention_case import make_case
-from tpgpt2_ref.measure.bench_attention import HEADS, device, missing, rate, sweep, timed
+from tpgpt2_ref.measure.bench_attention import HEADS, device, missing, rate, sweep
 
 from .conftest import cli_json, run_cli
 
@@ -77,39 +75,3 @@ def test_the_triton_kernel_decodes_faster_than_flex_and_close_to_flash_attention
     us = {r["backend"]: r["us_median"] for r, _ in sweep(names, shapes=[("decode", 8, 1024, 64, "float16")])}
     assert us["TRITON_ATTN"] < us["FLEX_ATTENTION"]
     assert "FLASH_ATTN_3" not in us or us["TRITON_ATTN"] < 1.5 * us["FLASH_ATTN_3"]
-
-
-def fa3_directly(self, q, k, v, kv_cache, meta):
-    if meta.no_context:
-        return self.fa3.flash_attn_varlen_func(
-            q, k, v, meta.max_query_len, meta.query_start_loc, meta.max_query_len, cu_seqlens_k=meta.query_start_loc,
-            causal=True, fa_version=3)
-    return self.fa3.flash_attn_varlen_func(
-        q, kv_cache[0], kv_cache[1], 1, meta.query_start_loc, meta.max_seq_len, seqused_k=meta.seq_lens, causal=True,
-        block_table=meta.block_table, scheduler_metadata=meta.kernel, fa_version=3)
-
-
-def fa2_directly(self, q, k, v, kv_cache, meta):
-    return self.package.flash_attn_varlen_func(q, k, v, meta.query_start_loc, meta.query_start_loc, meta.max_query_len,
-                                               meta.max_query_len, causal=True)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name, package, directly, phase", [
-    ("FLASH_ATTN_3", "vllm.vllm_flash_attn", fa3_directly, "prefill"),
-    ("FLASH_ATTN_3", "vllm.vllm_flash_attn", fa3_directly, "decode"),
-    ("FLASH_ATTN_2", "flash_attn", fa2_directly, "prefill"),
-])
-def test_a_backend_costs_what_its_package_costs(name, package, directly, phase):
-    layer, length = (HEADS, 64, torch.float16), 1024
-    try:
-        backend = get_attn_backend(*layer, force=name).bind()(*layer)
-    except UserError as e:
-        pytest.skip(str(e))
-    if backend.load().__name__ != package:
-        pytest.skip(f"{name} runs from {backend.load().__name__} here")
-    new, cached = (length, 0) if phase == "prefill" else (1, length - 1)
-    cases = [make_case([new] * 8, [cached] * 8, *layer, "cuda", seed=i) for i in range(12)]
-    ours = median(timed(backend, cases, 30)[0])
-    backend.forward = directly.__get__(backend)
-    assert ours < 1.05 * median(timed(backend, cases, 30)[0])

@@ -14,10 +14,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.kernels import KERNELS, Kernels, plain
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.kernels.tiles import ALL_WIDE, MEASURED, WARP, attention_tile, tile_for
+from tpgpt2_ref.parallel.world import World
+from tpgpt2_ref.request import SamplingParams
+from tpgpt2_ref.weights import load_model
 
 from .conftest import ROOT
 
@@ -183,6 +188,22 @@ def hold_split_equal(case: Case):
         assert not case.state.arrived.any()
 
 
+def hold_steps_equal(params):
+    """Steps of a whole model in a row, of more rows than `ALL_WIDE`: what one leaves behind doesn't meet the next."""
+    model = load_model("random:gpt2-test", World.single())
+    c, tokens = model.config, []
+    for kernels in (Kernels.choose(()), Kernels.choose(scaled_norm=True)):
+        state = DecodeState.empty(ALL_WIDE + 1, c.n_head, c.n_positions, torch.device("cpu"))
+        state.live.fill_(1)
+        state.ids.copy_(torch.arange(state.batch))
+        state.block_table[:, 0] = torch.arange(1, state.batch + 1)
+        kv_caches = allocate_kv_cache(c.n_layer, state.batch + 1, 16, c.n_head, c.head_size, torch.float32, "cpu")
+        for _ in range(3):
+            decode_step(model, kv_caches, state, kernels, params)
+        tokens.append(state.tokens[:, 1:4])
+    assert (tokens[0] == tokens[1]).float().mean() > 0.95 and (tokens[0] >= 0).all()
+
+
 def test_tiles_fit_every_model():
     """Any model, any number of ranks, any batch: a tile that registers or shared memory can hold."""
     for c in FAMILY.values():
@@ -218,3 +239,6 @@ if __name__ == "__main__":
         hold_equal(small, Kernels.choose())
         hold_prefill_equal(small)
     hold_split_equal(small)
+    with torch.inference_mode():
+        for how in (None, SamplingParams(1.0, top_k=5, seed=3)):
+            hold_steps_equal(how)
