@@ -68,7 +68,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                                "--prompt-len", 128, 512, 1000)]
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
-                          part(f"collectives-tp{tp}", 90, tp, "collectives", "--tp", tp, "--samples", 12)]
+                          part(f"collectives-tp{tp}", 150, tp, "collectives", "--tp", tp)]
         for n in (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
@@ -78,7 +78,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                                "--prompt-len", 128, 512, 1000)]
         for link in ("host memory", "sockets"):
             found.append(part(f"collectives-{link.split()[0]}", 60, 2, "collectives", "--tp", 2, "--link", link,
-                              "--samples", 8, "--ops", "all_reduce,all_gather",
+                              "--samples", 20, "--ops", "all_reduce,all_gather",
                               "--sizes", "1K,4K,16K,64K,256K,1M,4M,16M,64M"))
         return [*found, *traces(ours, out, tps[-1:]),
                 Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
