@@ -7,6 +7,8 @@ import nbformat
 import pytest
 import yaml
 
+from tpgpt2_ref.measure import cost_forward, results
+
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
@@ -86,3 +88,33 @@ def test_the_files_that_readme_links_to_exist():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\((?!http|#)([^)#]+)\)", page.read_text()):
             assert (ROOT / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_numbers_in_readme_are_the_recorded_ones():
+    two, one = BOOK / "results" / "2x-nvidia-h200", BOOK / "results" / "1x-nvidia-h200"
+    decode, prefill, sums = (results.load(two / f"{name}.json") for name in ("decode", "prefill", "collectives"))
+    attention = results.load(one / "attention.json")
+    step = {(r["model"], r["tp"], r["sum"], r["batch"]): f"{r['us_per_step_median']:,.0f}" for r in decode.rows
+            if (r["engine"], r["rung"], r["prompt_len"]) == ("tpgpt2", "+pdl", 128)}
+    one, push, nccl = ([step["gpt2", *way, b] for b in (1, 8, 64)] for way in ((1, "none"), (2, "push"), (2, "nccl")))
+    sum_of = {r["path"]: f"{r['us_median']:.1f}" for r in sums.rows
+              if (r["op"], r["graph"], r["bytes"], r["world"]) == ("all_reduce", True, 2048, 2)}
+    shares = [r for run, rung in ((decode, "+pdl"), (prefill, "fused"))
+              for r in cost_forward.measured_shares(run.rows) if r["rung"] == rung]
+    by = {way: sorted(round(100 * r["communication_share"]) for r in shares if r["sum"] == way)
+          for way in ("push", "nccl")}
+    kernel = {r["backend"]: f"{r['us_median']:.1f}" for r in attention.rows
+              if (r["phase"], r["batch"], r["seq_len"], r["head_size"], r["dtype"])
+              == ("decode", 8, 1024, 64, "bfloat16")}
+    assert (len(by["push"]), len(by["nccl"])) == (18, 3)
+    for said in (
+        f"{one[0]} us at batch 1, {one[1]} at 8, {one[2]} at 64",
+        f"{push[0]}, {push[1]} and {push[2]} us; over NCCL {nccl[0]}, {nccl[1]} and {nccl[2]} |",
+        f"{step['gpt2-xl', 1, 'none', 1]} us on one GPU, {step['gpt2-xl', 2, 'push', 1]} on two",
+        f"{sum_of['push']} us by our `push`, {sum_of['one_shot']} by PyTorch's one-shot, {sum_of['nccl']} by NCCL",
+        f"{by['push'][0]} to {by['push'][-1]} % of 18 decode steps and prefills by `push`, {by['nccl'][0]} to "
+        f"{by['nccl'][-1]} % of three by NCCL",
+        f"{kernel['TRITON_ATTN']} us by our Triton kernel, {kernel['FLASH_ATTN_3']} by FlashAttention-3, "
+        f"{kernel['FLASH_ATTN_4']} by FlashAttention-4",
+    ):
+        assert said in (ROOT / "README.md").read_text(), said

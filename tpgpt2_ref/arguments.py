@@ -25,6 +25,16 @@ def add_model_arguments(parser):
     parser.add_argument("--sum", default="auto", metavar="NAME", help="force a way to all-reduce, such as nccl")
 
 
+def add_imagine_argument(parser):
+    parser.add_argument("--imagine", type=int, metavar="N", help="one rank's own part of a model split over N: nothing "
+                        "is sent, so what is missing from the time of N ranks is what communication costs")
+
+
+def check_imagine(args):
+    if args.imagine is not None and (args.imagine < 2 or args.tp not in (None, 1)):
+        raise UserError("--imagine takes 2 ranks or more, and one real one: leave --tp out")
+
+
 def add_prompt_arguments(parser, repeatable: bool):
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt as text")

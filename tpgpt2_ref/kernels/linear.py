@@ -21,7 +21,10 @@ def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torc
            out: torch.Tensor, state: DecodeState, pdl: bool, residual: torch.Tensor | None = None,
            kv_cache: torch.Tensor | None = None, vocabulary: int = 0, first_token: int = 0, next_norm=None,
            tile: dict | None = None) -> Scaled | None:
-    """Run `x` (B, K) through weight (N, K) and what stands around it. `tile` overrides `tile_for`."""
+    """Run `x` (B, K) through weight (N, K) and what stands around it, into `out`. `tile` overrides `tile_for`.
+
+    -> with next_norm, `out` as that LayerNorm's `Scaled`; otherwise None
+    """
     x, left = (x.x, x) if isinstance(x, Scaled) else (x, None)
     (batch, k), n = x.shape, weight.shape[0]
     tile = dict(tile or tile_for(then, batch, n, k))
@@ -54,7 +57,7 @@ def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torc
             state.turn = 1 - state.turn  # the other two are zero now
         return leaves
     if "SLICES" in tile:
-        skinny_kernel[(blocks, tile.pop("GRID_Y", 1))](*arguments, batch, **options, **tile)
+        skinny_kernel[(blocks, 1)](*arguments, batch, **options, **tile)
     else:
         gemv_kernel[(blocks,)](*arguments, B=batch, CHUNK=CHUNK, **options, **tile)
     return None

@@ -23,6 +23,7 @@ def measured_for(batch: int) -> dict[int, dict]:
 
 
 def attention_tile(batch: int, heads: int) -> dict:
+    """The tile of `attention` for a rank with so many heads, of the nearest measured."""
     found = measured_for(batch)
     return dict(found[min(found, key=lambda ranks: abs(log(heads * ranks / HEADS)))]["attention"])
 

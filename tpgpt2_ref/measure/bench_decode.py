@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from ..arguments import add_model_arguments, check_names, dtype, ranks
+from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
 from .results import BOOK_RESULTS, Run, machine_card, save
@@ -30,8 +30,7 @@ def add_arguments(parser):
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], metavar="N")
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--rung", nargs="+", default=None, help="rungs by name (default: all that this machine has)")
-    parser.add_argument("--imagine", type=int, metavar="N", help="one rank's own part of a model split over N: nothing "
-                        "is sent, so what is missing from the time of N ranks is what communication costs")
+    add_imagine_argument(parser)
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")
@@ -51,11 +50,6 @@ def check(args):
     for name in args.rung or []:
         if name not in (known := [r.name for r in LADDER]):
             raise UserError(f"unknown rung {name!r}; known: {', '.join(known)}")
-
-
-def check_imagine(args):
-    if args.imagine is not None and (args.imagine < 2 or args.tp not in (None, 1)):
-        raise UserError("--imagine takes 2 ranks or more, and one real one: leave --tp out")
 
 
 def run(args, world) -> dict:

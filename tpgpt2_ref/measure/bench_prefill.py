@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from ..arguments import add_model_arguments, check_names, dtype, ranks
+from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .bench_decode import check_imagine, peer_model, random_prompts, sum_name
+from .bench_decode import peer_model, random_prompts, sum_name
 from .results import BOOK_RESULTS, Run, machine_card, save
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
@@ -29,8 +29,7 @@ def add_arguments(parser):
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--prompt-len", type=int, nargs="+", default=[1000], metavar="N")
     parser.add_argument("--repeat", type=int, default=20, metavar="N")
-    parser.add_argument("--imagine", type=int, metavar="N", help="one rank's own part of a model split over N: nothing "
-                        "is sent")
+    add_imagine_argument(parser)
     parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
     parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
                         help="save the run (default DIR: the book's results)")

@@ -28,6 +28,7 @@ GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
 KEY = 8  # bytes of a best token
+BY_PUSH = ("+sum", "+pdl")  # rungs at which push gathers those; what else is gathered goes through the library
 FROM_BATCH = (1, 4, 32)  # where a step's products become `gemv`, `skinny` and `wide` kernels; a test compares
 
 
@@ -75,8 +76,11 @@ def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, ite
 
 def communication_us(model: list[dict], calls, tp: int, path: str | None, graph: bool,
                      rung: str | None = None) -> tuple[float, list[dict]]:
-    """Microseconds of all calls, and the prediction behind each kind."""
-    if rung in (*LOGITS, "fused"):  # logits go through the library: push gathers best tokens alone
+    """Microseconds of all `calls` (see `collectives`), and the prediction behind each kind.
+
+    path, rung  the way that all-reduces take (None: the fastest), and the rung of the ladder that makes the calls
+    """
+    if rung not in BY_PUSH:
         model = [r for r in model if (r["op"], r["path"]) != ("all_gather", "push")]
     found = [predict(model, op, nbytes, tp, path_of(model, op, path), graph) for op, nbytes, _ in calls]
     return sum(f["us"] * times for f, (_, _, times) in zip(found, calls, strict=True)), found

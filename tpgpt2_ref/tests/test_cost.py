@@ -153,7 +153,7 @@ def test_what_a_way_to_sum_cannot_do_goes_over_its_link_by_nccl():
 def test_push_gathers_best_tokens_and_never_logits():
     model = cost.fit_collectives(curve(truth, "all_gather", "nccl")
                                  + [r for op in ("all_reduce", "all_gather") for r in curve(lambda n: 3.0, op, "push")])
-    for rung, path in (("+pdl", "push"), ("graph", "nccl"), (None, "nccl")):
+    for rung, path in (("+pdl", "push"), ("+head", "nccl"), ("graph", "nccl"), (None, "nccl")):
         calls = cost_forward.collectives(FAMILY["gpt2"], 2, 1, 1, rung=rung)
         _, found = cost_forward.communication_us(model, calls, 2, "push", False, rung)
         assert {f["op"]: f["path"] for f in found} == {"all_reduce": "push", "all_gather": path}
