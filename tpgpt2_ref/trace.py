@@ -38,6 +38,7 @@ class Collective(Span):
     bytes: int  # of this rank's input
     dtype: str
     path: str  # who moved it: nccl, gloo, one_shot, ...
+    fused: str | None = None  # what else one kernel does in the same time: no time to set beside a bare collective's
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Trace:
                          str(tensor.dtype).removeprefix("torch."), path)
         self.rows.append(row)
         start = now(tensor.is_cuda)
-        yield
+        yield row
         self.marks.append((row, start, now(tensor.is_cuda)))
 
     def stage(self, layer, start, end):

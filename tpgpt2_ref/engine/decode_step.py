@@ -13,7 +13,7 @@ from ..kernels import Kernels
 from ..kernels.plain import order_key
 from ..kernels.state import DecodeState, Scaled
 from ..kernels.tiles import ALL_WIDE
-from ..parallel.collectives import all_gather, all_reduce
+from ..parallel.collectives import all_gather, all_gather_stack, all_reduce, all_reduce_add_norm
 from ..request import SamplingParams
 from .sampling import sample
 
@@ -44,8 +44,8 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
         keys = k.best(normed, norm, model.wte, state)  # (programs, B) of this rank's part of the vocabulary
         if not world.alone:
             way = next((way for way in world.sums if k.fused_sum and hasattr(way, "gather")), None)
-            keys = keys.amax(0)  # (B,)
-            keys = way.gather(keys) if way else all_gather(keys[:, None], world, model.lm_head.name).T  # (n, B)
+            keys, name = keys.amax(0), model.lm_head.name  # (B,) -> (n, B)
+            keys = all_gather_stack(way, keys, world, name) if way else all_gather(keys[:, None], world, name).T
     k.pick(keys, state)
 
 
@@ -61,7 +61,7 @@ def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
     way = next(way for way in world.sums if way.takes(residual))
     if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):
         y = k.partial(x, linear, bias=False, state=state)
-        normed, residual = way.fused_add_norm(y, linear.bias, residual, norm.weight, norm.bias, norm.eps, k.pdl)
+        normed, residual = all_reduce_add_norm(way, y, linear, residual, norm, world, k.pdl)
         return residual, normed, None
     y = k.partial(x, linear, bias=world.rank == 0, state=state)
     residual = residual + all_reduce(y, world, linear.name)

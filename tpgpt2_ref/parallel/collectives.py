@@ -5,6 +5,7 @@
     Split       [A1,A2,B1,B2] on every rank -> [A1,A2] | [B1,B2]  a local slice, nothing moves
 
 `layer` names the caller in a trace. With one rank, or without a trace, nothing is recorded.
+`all_reduce_add_norm` and `all_gather_stack` are kernels that only some ways to sum have: the caller brings the way.
 """
 from __future__ import annotations
 
@@ -56,6 +57,21 @@ def broadcast(x: torch.Tensor, world, src: int = 0, layer: str = "") -> torch.Te
     return x
 
 
+def all_reduce_add_norm(way, partial: torch.Tensor, linear, residual: torch.Tensor, norm, world,
+                        pdl: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """All-reduce, `linear`'s bias, residual and LayerNorm in one kernel: (T, D) -> normed (T, D), new residual (T, D).
+
+    A trace can't tell the sum's time from the rest's: its row is `fused`.
+    """
+    return _recorded(world, "all_reduce", partial, linear.name, lambda: way.fused_add_norm(
+        partial, linear.bias, residual, norm.weight, norm.bias, norm.eps, pdl), way.name, "bias, residual, LayerNorm")
+
+
+def all_gather_stack(way, x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
+    """Stack the ranks' tensors, rank 0's first: (...) -> (size, ...)."""
+    return _recorded(world, "all_gather", x, layer, lambda: way.gather(x), way.name)
+
+
 def split_tensor_along_last_dim(x: torch.Tensor, world) -> torch.Tensor:
     """This rank's slice of a tensor that every rank already holds: (..., size * n) -> (..., n). A view."""
     n, rest = divmod(x.shape[-1], world.size)
@@ -79,9 +95,9 @@ def gather_objects(obj, world) -> list:
     return out
 
 
-def _recorded(world, op, x, layer, run):
+def _recorded(world, op, x, layer, run, path=None, fused=None):
     if world.trace is None:
-        run()
-    else:
-        with world.trace.collective(op, x, world.backend, layer):
-            run()
+        return run()
+    with world.trace.collective(op, x, path or world.backend, layer) as row:
+        row.fused = fused
+        return run()

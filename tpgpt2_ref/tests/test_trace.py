@@ -7,13 +7,22 @@ import pytest
 import torch
 from torch.distributed.tensor.debug import CommDebugMode
 
+from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.engine.decode_step import decode_step
+from tpgpt2_ref.kernels import Kernels
+from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.measure.simulate import fake_forward
 from tpgpt2_ref.parallel.all_reduce import AllReduce
+from tpgpt2_ref.parallel.all_reduce.push import add_norm
 from tpgpt2_ref.parallel.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.trace import Collective, Trace, now
+from tpgpt2_ref.weights import load_model
+
+from .conftest import on_ranks
+from .test_gpt2 import TINY
 
 
 def test_spans_nest_and_start_with_the_first():
@@ -59,6 +68,64 @@ def test_a_12_layer_forward(size, plan, gathers):
     heads = -(-12 // size)
     assert {r.bytes for r in gathered[:-1]} <= {tokens * heads * 64 * 2}
     assert gathered[-1].bytes == -(-50257 // (64 * size)) * 64 * 2
+
+
+class PushOverGloo(AllReduce):
+    """push's interface, fused sum and gather included, over the group's own sum."""
+
+    name = "push"
+
+    def __init__(self, world):
+        self.world, self.sum = world, world.sums[-1]
+
+    def __call__(self, x):
+        return self.sum(x)
+
+    def fuses(self, partial):
+        return True
+
+    def fused_add_norm(self, partial, bias, residual, weight, bias_ln, eps, pdl=False):
+        return add_norm(self.sum(partial), bias, residual, weight, bias_ln, eps)
+
+    def gather(self, x):
+        stacked = x.new_zeros(self.world.size, *x.shape)
+        stacked[self.world.rank] = x
+        return self.sum(stacked)
+
+
+def decode_steps(world, folder):
+    """(tokens untraced, tokens traced, rows) of decode steps of 3 sequences, first over gloo, then with fused sums."""
+    model, found = load_model(str(folder), world), []
+    config, heads = model.config, model.impl.num_heads
+    kv = allocate_kv_cache(config.n_layer, 1, 16, heads, config.head_size, torch.float32, "cpu")
+    for ways in (world.sums, (PushOverGloo(world), *world.sums)):
+        world.sums, tokens = ways, []
+        for world.trace in (None, Trace()):
+            state = DecodeState.empty(3, heads, 32, torch.device("cpu"))
+            state.ids.copy_(torch.tensor([1, 200, 30]))
+            with torch.inference_mode():
+                decode_step(model, kv, state, Kernels.choose((), fused_sum=True))
+            tokens.append(state.ids.tolist())
+        found.append((*tokens, world.trace.finish()))
+    return found
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+def test_a_decode_steps_fused_sums_and_gather_are_seen(checkpoint, layers):
+    """2L + 1 sums and a gather whoever carries them out: 25 + 1 at 12 layers."""
+    shape = dict(TINY, n_layer=layers)
+    names = ["wte", *(f"h.{i}.{part}.c_proj" for i in range(layers) for part in ("attn", "mlp")), "lm_head"]
+    with_norm = [None, *["bias, residual, LayerNorm"] * 2 * layers, None]
+    shape = dict(TINY, n_layer=layers)
+    for by_gloo, by_push in on_ranks(2, decode_steps, checkpoint(**shape)[0]):
+        for (untraced, traced, rows), path, fused in ((by_gloo, "gloo", [None] * len(names)),
+                                                      (by_push, "push", with_norm)):
+            assert [(r.op, r.layer) for r in rows] == [*(("all_reduce", name) for name in names[:-1]),
+                                                       ("all_gather", "lm_head")]
+            assert {(r.bytes, r.dtype) for r in rows[:-1]} == {(3 * shape["n_embd"] * 4, "float32")}
+            assert (rows[-1].bytes, rows[-1].dtype) == (3 * 8, "int64")
+            assert {r.path for r in rows} == {path} and [r.fused for r in rows] == fused
+            assert all(r.microseconds > 0 for r in rows) and untraced == traced == by_gloo[0]
 
 
 def test_off_it_costs_one_comparison():
