@@ -7,6 +7,7 @@ the next step already runs. A sequence that ended is noticed up to LAG - 1 steps
 from __future__ import annotations
 
 import time
+from typing import Callable
 
 import torch
 
@@ -94,15 +95,19 @@ class GraphDecoder:
             filtered = params
         fitting = [key for key in self.steps if key[0] >= batch and key[1] == filtered]
         if not fitting:
-            size = 1 << (batch - 1).bit_length()
-            state = DecodeState.empty(size, self.model.impl.num_heads, self.model.config.n_positions,
-                                      self.model.world.device, self.block_size)
-            run = readable_step if self.rung.readable else decode_step
-            step = CapturedStep(lambda: run(self.model, self.kv_caches, state, self.kernels, filtered), self.pool)
+            state, run = self.uncaptured(batch, filtered)
+            step = CapturedStep(run, self.pool)
             self.pool = step.pool
-            fitting = [(size, filtered)]
+            fitting = [(state.batch, filtered)]
             self.steps[fitting[0]] = state, step
         return self.steps[min(fitting, key=lambda key: key[0])]
+
+    def uncaptured(self, batch: int, filtered: SamplingParams | None) -> tuple[DecodeState, Callable[[], None]]:
+        """A step for batches padded up to a power of two, as a call, and the state that it works on."""
+        state = DecodeState.empty(1 << (batch - 1).bit_length(), self.model.impl.num_heads,
+                                  self.model.config.n_positions, self.model.world.device, self.block_size)
+        run = readable_step if self.rung.readable else decode_step
+        return state, lambda: run(self.model, self.kv_caches, state, self.kernels, filtered)
 
     def fill(self, state: DecodeState, sequences: list, params: SamplingParams):
         """Put the sequences into the first rows of `state`; their positions (rows,), as an array."""

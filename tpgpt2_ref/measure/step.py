@@ -1,10 +1,17 @@
-"""One forward as a call without arguments, for whoever wants to time or trace it: a prefill, or a decode step."""
+"""One forward as a call without arguments, for whoever wants to time or trace it: a prefill, or a decode step.
+
+`make_step` is gpt2.py's forward; `make_rung_step` the step of a rung of the ladder, with the choice of a token.
+"""
 from __future__ import annotations
 
 import torch
 
 from ..attention.kv_cache import allocate_kv_cache
 from ..attention.metadata import decode_metadata, prefill_metadata
+from ..engine.decoder import GraphDecoder
+from ..engine.engine import Sequence
+from ..engine.ladder import Rung
+from ..request import SamplingParams
 
 
 def make_step(model, phase: str, batch: int, prompt_len: int):
@@ -33,3 +40,21 @@ def make_step(model, phase: str, batch: int, prompt_len: int):
         return model.logits(model(ids, positions, kv, meta)[last])  # (T, D) -> (batch, V)
 
     return step
+
+
+def make_rung_step(model, rung: Rung, batch: int, prompt_len: int):
+    """step() runs what `generate` captures on this rung: one greedy token for each of `batch` sequences, padded up.
+
+    Every sequence has `prompt_len` tokens in the cache, zeros as in `make_step`, and stays there: each step is alike.
+    """
+    config, impl, greedy = model.config, model.impl, SamplingParams()
+    pages = -(-(prompt_len + 1) // impl.block_size)
+    kv = allocate_kv_cache(config.n_layer, batch * pages + 1, impl.block_size, impl.num_heads, impl.head_size,
+                           impl.dtype, model.world.device)
+    decoder = GraphDecoder(model, kv, impl.block_size, rung)
+    state, step = decoder.uncaptured(batch, greedy if rung.readable else None)
+    ids = torch.randint(config.vocab_size, (batch,), generator=torch.Generator().manual_seed(0)).tolist()
+    decoder.fill(state, [Sequence(i, [0] * prompt_len, 2, list(range(1 + i * pages, 1 + (i + 1) * pages)), [ids[i]])
+                         for i in range(batch)], greedy)
+    state.live.zero_()  # no position moves on
+    return torch.inference_mode()(step)

@@ -6,7 +6,8 @@
 The model holds no tracing code: stages come from hooks on its modules, collectives from the recorder (`trace.py`).
 
 **Waiting and transfer.** A collective can't end anywhere before its last rank has begun. With all ranks' times on
-one clock, the time from a rank's own start to the last rank's start is waiting, the rest is transfer.
+one clock, the time from a rank's own start to the last rank's start is waiting, the rest is transfer. In a row that
+is `fused` the rest holds what else its kernel does: the bias, the residual and the LayerNorm behind a sum.
 **One clock.** CPU ranks of one host share theirs. GPUs don't: their clocks are set to each other by the collectives
 themselves, which end on all ranks at nearly the same moment: a rank's offset is the median, over all of them, of how
 much later rank 0 saw the end. What remains of the differences after that is the error that the result states.
@@ -25,7 +26,7 @@ from ..trace import Trace, now
 from .bench_collectives import stopwatch
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
-          "mlp": "MLP", "head": "logits"}  # in the order in which the diagram (and what it leaves out) has them
+          "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out
 
 
 @contextmanager
@@ -55,7 +56,21 @@ def stage_of(layer: str) -> str | None:
     """The diagram's name for what a module does: "h.3.attn.c_attn" -> "T1"."""
     last = layer.removeprefix("h.").partition(".")[2]  # within its block
     inside = {"attn.c_attn": "T1", "attn.attn": "T2", "attn.c_proj": "T3", "mlp": "mlp"}
-    return inside.get(last) if layer.startswith("h.") else {"wte": "embedding", "lm_head": "head"}.get(layer)
+    whole = {"wte": "embedding", "lm_head": "head", "step": "step"}
+    return inside.get(last) if layer.startswith("h.") else whole.get(layer)
+
+
+def as_a_stage(step, world):
+    """step() that a trace records as one stage, "step", too: fused kernels leave `hooks` no modules to watch."""
+    cuda = world.device.type == "cuda"
+
+    def whole():
+        start = now(cuda) if world.trace else None
+        step()
+        if world.trace:
+            world.trace.stage("step", start, now(cuda))
+
+    return whole
 
 
 def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
@@ -63,7 +78,8 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
 
     graph  capture it in a CUDA graph first, stages and collectives included, and time the replays
     Returns {"rows", "clock", "clock_error_us", "total_us", "untraced_us", "communication_share", "counts"}, the same
-    on every rank. `untraced_us` is the median without a single mark: what marking costs is the difference.
+    on every rank. `untraced_us` is the median without a single mark: what marking costs is the difference. With
+    programmatic dependent launch that is more than the marks' own time: a kernel behind one can't start early.
     """
     world = model.world
     for _ in range(2):
@@ -116,7 +132,8 @@ def spans(trace: Trace) -> list[dict]:
     for c in trace.rows:
         stage = stage_of(c.layer) or ("T2" if c.layer.endswith(".attn") else "mlp")  # q, k, v gathered; the MLP's sum
         stage = "T4" if stage == "T3" else stage
-        rows.append(_row(stage, "collective", c.layer, c.start_us, c.microseconds, c.op, c.bytes, c.path))
+        rows.append(_row(stage, "collective", c.layer, c.start_us, c.microseconds, c.op, c.bytes, c.path,
+                         c.fused))
     for s in trace.stages:
         inner = (c.start_us for c in trace.rows if c.layer.startswith(s.layer) and s.start_us <= c.start_us <= s.end_us)
         rows.append(_row(stage_of(s.layer), "compute", s.layer, s.start_us, min(inner, default=s.end_us) - s.start_us))
@@ -127,8 +144,8 @@ def spans(trace: Trace) -> list[dict]:
     return sorted(rows, key=lambda r: (r["start_us"], r["kind"] != "instant"))
 
 
-def _row(stage, kind, layer, start_us, us, op=None, nbytes=None, path=None) -> dict:
-    return {"stage": stage, "kind": kind, "layer": layer, "op": op, "bytes": nbytes, "path": path,
+def _row(stage, kind, layer, start_us, us, op=None, nbytes=None, path=None, fused=None) -> dict:
+    return {"stage": stage, "kind": kind, "layer": layer, "op": op, "bytes": nbytes, "path": path, "fused": fused,
             "start_us": start_us, "us": us, "wait_us": None, "transfer_us": None}
 
 
@@ -179,10 +196,14 @@ def text(timeline: dict) -> str:
     lines = [f"{'TIME':6}{'OPERATION':28}{head}", "=" * (34 + 40 * len(ranks))]
     for stage, name in {"T0": "hidden states", **STAGES, "T5": "result"}.items():
         rows = [r for r in timeline["rows"] if r["stage"] == stage]
+        if rows and rows[0]["op"] and stage[0] != "T":  # of a rung's step only the collectives are known
+            lines.append(f"{'':6}{name}")
         for kind, op in dict.fromkeys((r["kind"], r["op"]) for r in rows):
             cells = [_cell([r for r in rows if (r["rank"], r["kind"], r["op"]) == (rank, kind, op)]) for rank in ranks]
             label = f"<-> sync point: {op}" if op else name
             lines.append(f"{stage if stage[0] == 'T' else '':6}{label:28}" + "".join(c.ljust(40) for c in cells))
+            if fused := next((r["fused"] for r in rows if r["op"] == op and r.get("fused")), None):
+                lines.append(f"{'':6}    and in the same kernel: {fused}")
     return "\n".join(lines)
 
 
@@ -200,7 +221,7 @@ def draw(ax, timeline: dict, layer: int | None = None) -> None:
     rows = [r for r in timeline["rows"] if layer is None or r["layer"].startswith(f"h.{layer}.")]
     first, lanes = min(r["start_us"] for r in rows), 1 + max(r["rank"] for r in rows)
     colours = {"T1": "#2f6fb0", "T2": "#3f9b57", "T3": "#8a8a2f", "mlp": "#a5579e", "embedding": "#6b6b6b",
-               "head": "#6b6b6b"}
+               "head": "#6b6b6b", "step": "#e6e6e6"}
     for r in rows:
         start, lane = r["start_us"] - first, (r["rank"] - 0.35, 0.7)
         if r["kind"] == "compute":
@@ -222,7 +243,8 @@ def perfetto(timeline: dict) -> dict:
         events += [{"ph": "M", "name": kind, "pid": rank, "tid": tid, "args": {"name": name}}
                    for kind, tid, name in names]
     for r in timeline["rows"]:
-        base = {"pid": r["rank"], "ts": r["start_us"], "args": {k: r[k] for k in ("layer", "op", "bytes", "path")}}
+        about = {k: r[k] for k in ("layer", "op", "bytes", "path", "fused") if r.get(k)}
+        base = {"pid": r["rank"], "ts": r["start_us"], "args": about}
         if r["kind"] == "collective":
             events += [{**base, "ph": "X", "tid": 1, "name": r["op"], "cat": "collective", "dur": r["us"]},
                        {**base, "ph": "X", "tid": 1, "name": "wait", "cat": "wait", "dur": r["wait_us"]}]

@@ -8,14 +8,19 @@ import pytest
 import torch
 
 from tpgpt2_ref.cli import main
+from tpgpt2_ref.engine.decoder import is_hopper
+from tpgpt2_ref.engine.ladder import Rung, rungs
 from tpgpt2_ref.errors import RankError
 from tpgpt2_ref.measure import timeline
+from tpgpt2_ref.measure.step import make_rung_step, make_step
 from tpgpt2_ref.parallel.collectives import all_reduce, barrier, gather_objects
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.trace import Trace, now
 from tpgpt2_ref.weights import load_model
 
 from .conftest import cli_json, on_ranks
+from .test_gpu import SHARE
+from .test_trace import PushOverGloo
 
 
 def spans(starts, ends, op="all_reduce"):
@@ -88,8 +93,6 @@ def test_hooks_leave_nothing_behind():
 
 
 def test_a_forward_on_one_rank_is_T0_to_T5_in_order():
-    from tpgpt2_ref.measure.step import make_step
-
     model = load_model("random:gpt2-test", World.single())
     for phase in ("prefill", "decode"):
         got = timeline.record(model, make_step(model, phase, 2, 5), repeats=1)
@@ -118,7 +121,58 @@ def test_the_command_on_two_ranks(plan, gathers, tmp_path):
     assert 0 < got["waiting_share"] + got["communication_share"] < 2 and got["machine"]["device"]
 
 
+def rung_on_a_rank(world, rung, graphs=(False,)):
+    """Timelines of a rung's step, eagerly or in a graph; on CPUs over a stand-in for push."""
+    if world.device.type == "cpu":
+        world.sums = (PushOverGloo(world), *world.sums)
+    rung = rung or rungs(world.size, is_hopper(world.device))[-1]
+    model = load_model("tiny", world, dtype="float32" if world.device.type == "cpu" else "float16")
+    step = timeline.as_a_stage(make_rung_step(model, rung, 3, 20), world)
+    return rung.name, model.config.n_layer, [timeline.record(model, step, 3, graph) for graph in graphs]
+
+
+def hold_a_rungs_timeline(got, layers):
+    """2L + 1 sums, of which 2L carry a LayerNorm, and the gather, all within the whole step."""
+    assert got["counts"] == {"all_reduce": 2 * layers + 1, "all_gather": 1}
+    for rank in (0, 1):
+        mine = [r for r in got["rows"] if r["rank"] == rank]
+        moved, (step,) = ([r for r in mine if r["kind"] == kind] for kind in ("collective", "compute"))
+        assert [r["fused"] for r in moved] == [None, *["bias, residual, LayerNorm"] * 2 * layers, None]
+        assert {r["path"] for r in moved} == {"push"} and all(r["us"] > 0 for r in moved)
+        assert step["stage"] == "step" and sum(r["us"] for r in moved) < step["us"] <= got["total_us"] * 1.01
+    assert "in the same kernel: bias, residual, LayerNorm" in timeline.text(got)
+
+
+def test_a_rung_of_the_ladder_on_two_ranks():
+    rung = Rung("fused sum", "all in plain torch but the sum", fused=(), fused_sum=True)
+    for _, layers, (got,) in on_ranks(2, rung_on_a_rank, rung):
+        hold_a_rungs_timeline(got, layers)
+    with_norm = [e["args"]["fused"] for e in timeline.perfetto(got)["traceEvents"] if "fused" in e.get("args", ())]
+    assert len(with_norm) == 2 * 2 * 2 * layers  # two ranks, a sum and its waiting
+
+
+def test_a_readable_rung_has_gpt2s_stages_and_the_whole():
+    model = load_model("random:gpt2-test", World.single())
+    rung = Rung("readable", "gpt2.py", readable=True, fused=())
+    for batch in (2, 3):
+        step = timeline.as_a_stage(make_rung_step(model, rung, batch, 127), model.world)
+        got = timeline.record(model, step, repeats=1)
+        assert [r["stage"] for r in got["rows"]] == ["step", "embedding", *["T0", "T1", "T2", "T3", "T5", "mlp"] * 2,
+                                                     "head"]
+
+
+@pytest.mark.gpu
+def test_the_fastest_rung_over_push_on_gpus_also_in_a_graph():
+    """Where there is one GPU, two ranks share it: the counts are right, the times only more than nothing."""
+    for name, layers, both in on_ranks(2, rung_on_a_rank, None, (False, True), device="cuda", env=SHARE, timeout=120):
+        assert name == "+pdl" or not is_hopper(torch.device("cuda"))
+        for got in both:
+            hold_a_rungs_timeline(got, layers)
+
+
 @pytest.mark.parametrize("argv, word", [
+    (["--rung", "+pdl"], "--phase decode"), (["--phase", "decode", "--rung", "+moon"], "known: eager, graph"),
+    (["--phase", "decode", "--rung", "+pdl"], "needs GPUs"),
     (["--graph"], "CUDA graphs"), (["--batch", "0"], "--batch"), (["--prompt-len", "129"], "128 positions"),
     (["--phase", "decode", "--prompt-len", "128"], "128 positions"), (["--out", "/nowhere/trace.json"], "--out"),
 ])
@@ -131,8 +185,6 @@ def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
 @pytest.mark.gpu
 @pytest.mark.parametrize("graph", [False, True])
 def test_on_a_gpu_also_in_a_graph(graph):
-    from tpgpt2_ref.measure.step import make_step
-
     model = load_model("random:gpt2", World.single("cuda:0"), dtype="bfloat16")
     got = timeline.record(model, make_step(model, "decode", 1, 64), repeats=3, graph=graph)
     stages = [r for r in got["rows"] if r["kind"] == "compute"]
