@@ -33,8 +33,8 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     norms = [block.ln_1 for block in model.h[1:]] + [model.ln_f]  # the one behind each block
     normed, norm = x, model.h[0].ln_1
     for block, kv_cache, next_norm in zip(model.h, kv_caches, norms):
-        q = k.qkv(normed, norm, block.attn.c_attn, kv_cache, state)  # (B, D) -> (B, D/n)
-        out = k.attention(q, kv_cache, state)  # (B, D/n)
+        qkv = k.qkv(normed, norm, block.attn.c_attn, state)  # (B, D) -> (B, 3D/n)
+        out = k.attention(qkv, kv_cache, state)  # (B, D/n)
         x, normed, norm = row_parallel(out, block.attn.c_proj, x, block.ln_2, k, state, world)  # -> (B, D)
         inner = k.gelu(normed, norm, block.mlp.c_fc, state)  # (B, D) -> (B, 4D/n)
         x, normed, norm = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world)  # -> (B, D)

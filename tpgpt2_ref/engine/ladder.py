@@ -28,8 +28,8 @@ ENDS = ("embed", "pick")  # what puts tokens in and takes them out without the h
 LADDER = (
     Rung("eager", "gpt2.py, one launch after the other", graph=False, readable=True),
     Rung("graph", "gpt2.py in a CUDA graph, with its collectives and sampling", readable=True, fused=("pick",)),
-    Rung("+qkv", "LayerNorm, c_attn and the cache write in one kernel; the rest in plain torch", fused=(*ENDS, "qkv")),
-    Rung("+attention", "our decode attention", fused=(*ENDS, "qkv", "attention")),
+    Rung("+qkv", "LayerNorm and c_attn in one kernel; the rest in plain torch", fused=(*ENDS, "qkv")),
+    Rung("+attention", "the cache write and our decode attention in one kernel", fused=(*ENDS, "qkv", "attention")),
     Rung("+residual", "c_proj, bias and residual in one kernel", fused=(*ENDS, "qkv", "attention", "add", "partial")),
     Rung("+gelu", "LayerNorm, c_fc and GELU in one kernel",
          fused=(*ENDS, "qkv", "attention", "add", "partial", "gelu")),

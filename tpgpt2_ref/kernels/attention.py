@@ -2,13 +2,14 @@
 
     out[b, h] = sum_t softmax_t(q[b, h] . k[t] / sqrt(d)) v[t],  t = 0 .. positions[b]
 
-A program takes one sequence, one head and a part of its tokens ("flash decoding", Dao et al. 2023). All cached tokens
-but the newest were written in steps before this one, so a program asks for their keys and values before it waits for
-the kernel that writes q and the newest k and v (programmatic dependent launch).
+A program takes one sequence, one head and a part of its tokens ("flash decoding", Dao et al. 2023). All tokens in the
+cache were written in steps before this one, so a program asks for their keys and values before it waits for the kernel
+that computes q and the newest k and v (programmatic dependent launch). Those two it writes into the cache itself: it
+knows their page, and has nothing else to store.
 
     few     a part is one block: all of it is on its way before the wait, the rest is multiply-adds in registers
     many    where the multiply-adds' instructions would take the time: tensor cores, block after block. They want 16
-            queries and get the same one 16 times; the first block is loaded before the wait, the others prefetched
+            queries and get the same one 16 times; the first blocks are on their way before the wait
 
 A sequence of one part is done by one program. Otherwise each leaves its weighted sum, and the last to arrive adds up.
 """
@@ -19,7 +20,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .prefetch import prefetch
 from .state import DecodeState
 from .tiles import attention_tile
 
@@ -60,7 +60,7 @@ def leave(acc, top, total, here, sums, weights, arrived, sequence, part, parts, 
 
 
 @triton.jit
-def few_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
+def few_kernel(qkv, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
                HEAD: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         gdc_launch_dependents()
@@ -76,9 +76,13 @@ def few_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weig
         v = tl.load(at + kv_stride, mask=(token < newest)[:, None], other=0.0)
         if PDL:
             gdc_wait()
-        k = tl.load(at, mask=(token == newest)[:, None], other=k)
-        v = tl.load(at + kv_stride, mask=(token == newest)[:, None], other=v)
-        query = tl.load(q + b * width + head * HEAD + column).to(tl.float32) * (scale * LOG2_E)
+        at_q = qkv + b * 3 * width + head * HEAD + column  # k and v of the newest token: width and 2 * width further
+        mine = (token == newest)[:, None]
+        k = tl.load(at_q[None, :] + (width + 0 * token)[:, None], mask=mine, other=k)
+        v = tl.load(at_q[None, :] + (2 * width + 0 * token)[:, None], mask=mine, other=v)
+        tl.store(at, k, mask=mine)
+        tl.store(at + kv_stride, v, mask=mine)
+        query = tl.load(at_q).to(tl.float32) * (scale * LOG2_E)
         score = tl.sum(query[None, :] * k.to(tl.float32), 1)  # (BLOCK,)
         score = tl.where(token <= newest, score, LOWEST)
         top = tl.max(score, 0)
@@ -100,7 +104,7 @@ def absorb(query, k, v, inside, scale, top, total, acc):
 
 
 @triton.jit
-def many_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
+def many_kernel(qkv, kv, kv_stride, table, table_stride, positions, out, sums, weights, arrived, scale, width,
                 HEAD: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
                 PAGE: tl.constexpr, PDL: tl.constexpr):
     if PDL:
@@ -113,30 +117,29 @@ def many_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, wei
         column = tl.arange(0, HEAD)
         table += b * table_stride
         kv += head * HEAD
-        token = start + tl.arange(0, BLOCK)
-        at = kv + row_of(token, table, end, width, PAGE)[:, None] + column[None, :]
-        k = tl.load(at, mask=(token < end)[:, None], other=0.0)  # (BLOCK, d)
-        v = tl.load(at + kv_stride, mask=(token < end)[:, None], other=0.0)
         at_newest = kv + row_of(newest, table, newest + 1, width, PAGE) + column
-        if PDL:
-            later = kv + row_of(start + BLOCK + tl.arange(0, SPAN), table, end, width, PAGE)
-            prefetch(later)
-            prefetch(later + kv_stride)
-            gdc_wait()
-        at_q = q + b * width + head * HEAD + column
-        query = tl.load(at_q[None, :] + 0 * tl.arange(0, M)[:, None])  # (M, d)
-        q_alone, newest_k, newest_v = tl.load(at_q), tl.load(at_newest), tl.load(at_newest + kv_stride)  # (d,)
+        at_q = qkv + b * 3 * width + head * HEAD + column  # k and v of the newest token: width and 2 * width further
         scale *= LOG2_E
-        zero = tl.zeros((M,), tl.float32)
-        top, total, acc = absorb(query, k, v, (token < end)[None, :], scale, zero + LOWEST, zero,
-                                 tl.zeros((M, HEAD), tl.float32))
-        for t in tl.range(start + BLOCK, end, BLOCK, num_stages=STAGES):
+        query = tl.zeros((M, HEAD), qkv.dtype.element_ty)
+        top, total = tl.zeros((M,), tl.float32) + LOWEST, tl.zeros((M,), tl.float32)
+        acc = tl.zeros((M, HEAD), tl.float32)
+        for t in tl.range(start, end, BLOCK, num_stages=STAGES):
+            if t == start:  # in the loop, so that its loads, which are issued stages ahead, come before the wait
+                if PDL:
+                    gdc_wait()
+                query = tl.load(at_q[None, :] + 0 * tl.arange(0, M)[:, None])  # (M, d)
             token = t + tl.arange(0, BLOCK)
             at = kv + row_of(token, table, end, width, PAGE)[:, None] + column[None, :]
-            k = tl.load(at, mask=(token < end)[:, None], other=0.0)
+            k = tl.load(at, mask=(token < end)[:, None], other=0.0)  # (BLOCK, d)
             v = tl.load(at + kv_stride, mask=(token < end)[:, None], other=0.0)
             top, total, acc = absorb(query, k, v, (token < end)[None, :], scale, top, total, acc)
-        score = tl.sum(q_alone.to(tl.float32) * newest_k.to(tl.float32), 0) * scale
+        if PDL:  # a sequence of one token has not waited yet
+            gdc_wait()
+        q, newest_k, newest_v = tl.load(at_q), tl.load(at_q + width), tl.load(at_q + 2 * width)  # (d,)
+        if part == 0:
+            tl.store(at_newest, newest_k)
+            tl.store(at_newest + kv_stride, newest_v)
+        score = tl.sum(q.to(tl.float32) * newest_k.to(tl.float32), 0) * scale
         score = tl.where(part == 0, score, LOWEST)
         peak = tl.maximum(tl.max(top, 0), score)
         share, p = tl.exp2(tl.max(top, 0) - peak), tl.exp2(score - peak)
@@ -145,19 +148,20 @@ def many_kernel(q, kv, kv_stride, table, table_stride, positions, out, sums, wei
               b * tl.num_programs(0) + head, part, parts, HEAD, PARTS)
 
 
-def attention(q: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False,
+def attention(qkv: torch.Tensor, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False,
               tile: dict | None = None) -> torch.Tensor:
-    """q (B, D/n) over this layer's cache, the newest token included -> (B, D/n)."""
+    """qkv (B, 3D/n): k and v go into this layer's cache, q attends to all of it -> (B, D/n)."""
     heads, head_size = kv_cache.shape[-2:]
     tile = tile or attention_tile(state.batch, heads)
     kernel = many_kernel if "SPAN" in tile else few_kernel
     parts = triton.cdiv(state.block_table.shape[1] * state.block_size, tile.get("SPAN", tile["BLOCK"]))
-    places = q.shape[0] * heads * triton.next_power_of_2(parts)
-    sums = q.new_empty(places, head_size, dtype=torch.float32)
-    weights = q.new_empty(places, 2, dtype=torch.float32)
-    out = torch.empty_like(q)
-    kernel[(heads, q.shape[0], parts)](
-        q, kv_cache, kv_cache.stride(0), state.block_table, state.block_table.stride(0), state.positions, out, sums,
+    batch = len(qkv)
+    places = batch * heads * triton.next_power_of_2(parts)
+    sums = qkv.new_empty(places, head_size, dtype=torch.float32)
+    weights = qkv.new_empty(places, 2, dtype=torch.float32)
+    out = qkv.new_empty(batch, heads * head_size)
+    kernel[(heads, batch, parts)](
+        qkv, kv_cache, kv_cache.stride(0), state.block_table, state.block_table.stride(0), state.positions, out, sums,
         weights, state.arrived, head_size**-0.5, heads * head_size, HEAD=head_size,
         PARTS=triton.next_power_of_2(parts), PAGE=state.block_size, PDL=pdl, launch_pdl=pdl, **tile)
     return out

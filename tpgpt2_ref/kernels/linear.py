@@ -1,6 +1,6 @@
 """A linear layer of a decode step as one kernel, with what stands before and behind it:
 
-    [LayerNorm ->]  W x + b  [-> GELU | -> + residual | -> q, and k and v into the cache | -> best token]
+    [LayerNorm ->]  W x + b  [-> GELU | -> + residual | -> best token]
 
 The kernels are in `products.py`; `plain.py` has the twin of every function here, by the same name.
 """
@@ -18,11 +18,11 @@ CHUNK = 256  # columns of K that a warp reads at once: 32 lanes of 8
 
 
 def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torch.Tensor | None, norm,
-           out: torch.Tensor, state: DecodeState, pdl: bool, residual: torch.Tensor | None = None,
-           kv_cache: torch.Tensor | None = None, vocabulary: int = 0, first_token: int = 0, next_norm=None,
-           tile: dict | None = None) -> Scaled | None:
+           out: torch.Tensor, state: DecodeState, pdl: bool, residual: torch.Tensor | None = None, vocabulary: int = 0,
+           first_token: int = 0, next_norm=None, tile: dict | None = None) -> Scaled | None:
     """Run `x` (B, K) through weight (N, K) and what stands around it, into `out`. `tile` overrides `tile_for`.
 
+    then  what comes behind: "qkv" and "store" nothing, "gelu", "add" the residual, "best" the choice of a token
     -> with next_norm, `out` as that LayerNorm's `Scaled`; otherwise None
     """
     x, left = (x.x, x) if isinstance(x, Scaled) else (x, None)
@@ -40,9 +40,8 @@ def launch(then: str, x: torch.Tensor | Scaled, weight: torch.Tensor, bias: torc
         return x if tensor is None else tensor  # any will do: this variant never reads it
 
     arguments = (x, weight, pointer(bias), pointer(norm_weight), pointer(norm_bias), eps, pointer(residual), out,
-                 pointer(kv_cache), 0 if kv_cache is None else kv_cache.stride(0), state.block_table,
-                 state.block_table.stride(0), state.positions, vocabulary, first_token, state.sampling, n)
-    options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN=then, PAGE=state.block_size, PDL=pdl,
+                 state.positions, vocabulary, first_token, state.sampling, n)
+    options = dict(K=k, NORM=norm is not None, BIAS=bias is not None, THEN="store" if then == "qkv" else then, PDL=pdl,
                    launch_pdl=pdl, num_stages=1)
     if wide:
         grid = blocks, triton.cdiv(batch, tile["B"]), tile.setdefault("SPLITS", 1)
@@ -78,11 +77,11 @@ def tensor_of(x: torch.Tensor | Scaled) -> torch.Tensor:
     return x.x if isinstance(x, Scaled) else x
 
 
-def qkv(x: torch.Tensor, norm, linear, kv_cache: torch.Tensor, state: DecodeState, pdl: bool = False, **more):
-    """x (B, D) -> q (B, D/n); k and v go into this layer's cache."""
-    q = tensor_of(x).new_empty(tensor_of(x).shape[0], linear.weight.shape[0] // 3)
-    launch("qkv", x, linear.weight, linear.bias, norm, q, state, pdl, kv_cache=kv_cache, **more)
-    return q
+def qkv(x: torch.Tensor, norm, linear, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:
+    """x (B, D) -> W norm(x) + b, (B, 3D/n)."""
+    out = tensor_of(x).new_empty(tensor_of(x).shape[0], linear.weight.shape[0])
+    launch("qkv", x, linear.weight, linear.bias, norm, out, state, pdl, **more)
+    return out
 
 
 def gelu(x: torch.Tensor, norm, linear, state: DecodeState, pdl: bool = False, **more) -> torch.Tensor:

@@ -16,17 +16,15 @@ def normed(x, norm):
     return x if norm is None else norm(x)
 
 
-def qkv(x, norm, linear, kv_cache, state: DecodeState):
-    q, k, v = F.linear(normed(x, norm), linear.weight, linear.bias).chunk(3, -1)
-    heads, head_size = kv_cache.shape[-2:]
-    k, v = (t.unflatten(-1, (heads, head_size)) for t in (k, v))
-    write_kv_cache(k, v, kv_cache, state.slots())
-    return q.contiguous()
+def qkv(x, norm, linear, state):
+    return F.linear(normed(x, norm), linear.weight, linear.bias)
 
 
-def attention(q, kv_cache, state: DecodeState):
+def attention(qkv, kv_cache, state: DecodeState):
     """Gathers every row's pages to the cache's full width and masks what lies beyond its tokens."""
     heads, head_size = kv_cache.shape[-2:]
+    write_cache(qkv, kv_cache, state.slots())
+    q = qkv.chunk(3, -1)[0]
     k, v = kv_cache[:, state.block_table.long()].flatten(2, 3)  # (B, pages * block_size, heads, head_size)
     scores = torch.einsum("bhd,bthd->bht", q.unflatten(-1, (heads, head_size)).float(), k.float()) * head_size**-0.5
     future = torch.arange(k.shape[1], device=q.device) > state.positions[:, None]  # (B, T)

@@ -27,27 +27,22 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN: tl.constexpr,
-            PAGE: tl.constexpr):
+def prepare(rows, batch, N, batch_size, residual, sampling, THEN: tl.constexpr):
     """What `finish` needs beside y, loaded before the product so that it need not be waited for after it.
 
-    "add": the residual (ROWS, B); "qkv": slots of the cache (1, B); "best": the temperature; otherwise nothing
+    "add": the residual (ROWS, B); "best": the temperature; otherwise nothing
     """
     extra = 0.0
     if THEN == "add":
         inside = (rows < N) & (batch < batch_size)
         extra = tl.load(residual + batch * N + rows, mask=inside, other=0.0).to(tl.float32)
-    elif THEN == "qkv":
-        position = tl.load(positions + batch, mask=batch < batch_size, other=0)
-        page = tl.load(table + batch * table_stride + position // PAGE, mask=batch < batch_size, other=0)
-        extra = page.to(tl.int64) * PAGE + position % PAGE
     elif THEN == "best":
         extra = tl.load(sampling).to(tl.float32, bitcast=True)
     return extra
 
 
 @triton.jit
-def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token, sampling,
+def finish(y, extra, rows, batch, N, batch_size, out, positions, vocabulary, first_token, sampling,
            THEN: tl.constexpr, ROWS_AXIS: tl.constexpr = 0):
     """y (ROWS, B) float32, of output features `rows` (ROWS, 1) and sequences `batch` (1, B): what comes behind.
 
@@ -61,11 +56,6 @@ def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, 
         tl.store(out + at, gelu_tanh(y), mask=inside)
     elif THEN == "add":
         tl.store(out + at, y + extra, mask=inside)
-    elif THEN == "qkv":
-        width = N // 3
-        part, column = rows // width, rows % width  # 0, 1, 2: q, k, v
-        tl.store(out + batch * width + column, y, mask=inside & (part == 0))
-        tl.store(kv + (part - 1) * kv_stride + extra * width + column, y, mask=inside & (part > 0))
     elif THEN == "best":
         token = rows + first_token
         if extra > 0:  # Gumbel-max: the largest of logits / temperature + noise is a fair draw
@@ -78,10 +68,9 @@ def finish(y, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, 
 
 
 @triton.jit
-def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, N, K: tl.constexpr, B: tl.constexpr,
-                ROWS: tl.constexpr, CHUNK: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr,
-                PAGE: tl.constexpr, PDL: tl.constexpr):
+def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, positions, vocabulary, first_token,
+                sampling, N, K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+                NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr, PDL: tl.constexpr):
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
         gdc_launch_dependents()
@@ -108,12 +97,12 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     extras = ()
     if THEN != "add":
         for i in tl.static_range(B):
-            extras += (prepare(rows, i + one, N, B, residual, table, table_stride, positions, sampling, THEN, PAGE),)
+            extras += (prepare(rows, i + one, N, B, residual, sampling, THEN),)
     if PDL:
         gdc_wait()
     if THEN == "add":  # a kernel before wrote the residual
         for i in tl.static_range(B):
-            extras += (prepare(rows, i + one, N, B, residual, table, table_stride, positions, sampling, THEN, PAGE),)
+            extras += (prepare(rows, i + one, N, B, residual, sampling, THEN),)
     for i in tl.static_range(B):
         y = tl.zeros((ROWS, CHUNK), tl.float32)
         total = (0 * columns).to(tl.float32)
@@ -130,15 +119,13 @@ def gemv_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
             mean = tl.sum(total, 1)[:, None] / K
             variance = tl.sum(squares, 1)[:, None] / K - mean * mean
             product = (product - mean * s) * tl.rsqrt(variance + eps)
-        finish(product + b, extras[i], rows, i + one, N, B, out, kv, kv_stride, positions, vocabulary, first_token,
-               sampling, THEN)
+        finish(product + b, extras[i], rows, i + one, N, B, out, positions, vocabulary, first_token, sampling, THEN)
 
 
 @triton.jit
-def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                  positions, vocabulary, first_token, sampling, N, batch_size, K: tl.constexpr,
-                  B: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr, DEPTH: tl.constexpr, NORM: tl.constexpr,
-                  BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr):
+def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, positions, vocabulary, first_token,
+                  sampling, N, batch_size, K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, SLICES: tl.constexpr,
+                  DEPTH: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr, PDL: tl.constexpr):
     CHUNK: tl.constexpr = SLICES * DEPTH
     CHUNKS: tl.constexpr = (K + CHUNK - 1) // CHUNK
     if PDL:
@@ -170,8 +157,7 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
     for tile in range(tl.program_id(1), tl.cdiv(batch_size, B), tl.num_programs(1)):
         batch = tile * B + tl.arange(0, B)
         sequence = batch[None, :, None]
-        extra = prepare(rows, batch[None, :], N, batch_size, residual, table, table_stride, positions, sampling, THEN,
-                        PAGE)
+        extra = prepare(rows, batch[None, :], N, batch_size, residual, sampling, THEN)
         xs = ()  # of (SLICES, B, DEPTH)
         for c in tl.static_range(CHUNKS):
             kx = c * CHUNK + column
@@ -189,16 +175,16 @@ def skinny_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, k
             mean = tl.sum(tl.sum(total, 2), 0)[None, :] / K
             variance = tl.sum(tl.sum(squares, 2), 0)[None, :] / K - mean * mean
             product = (product - mean * s) * tl.rsqrt(variance + eps)
-        finish(product + b, extra, rows, batch[None, :], N, batch_size, out, kv, kv_stride, positions, vocabulary,
-               first_token, sampling, THEN)
+        finish(product + b, extra, rows, batch[None, :], N, batch_size, out, positions, vocabulary, first_token,
+               sampling, THEN)
 
 
 @triton.jit
-def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv, kv_stride, table, table_stride,
-                positions, vocabulary, first_token, sampling, N, batch_size, sums, arrived, moments, next_moments,
-                gain, scaled, K: tl.constexpr, B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-                STAGES: tl.constexpr, SPLITS: tl.constexpr, LINES: tl.constexpr, NORM: tl.constexpr,
-                BIAS: tl.constexpr, THEN: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr, LEAVE: tl.constexpr):
+def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, positions, vocabulary, first_token,
+                sampling, N, batch_size, sums, arrived, moments, next_moments, gain, scaled, K: tl.constexpr,
+                B: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
+                LINES: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, THEN: tl.constexpr, PDL: tl.constexpr,
+                LEAVE: tl.constexpr):
     """With LEAVE, out goes out times the next norm's weight too, and the sums of its rows and their squares into
     `moments` (2, B), in units of 2^-24: integers add up to the same in any order, and hold rows whose squares sum to
     2^39. With NORM, x is such a product, norm_weight is s (N,), norm_bias t (N,); what was in next_moments was read by
@@ -225,11 +211,11 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
     if LEAVE:
         g = tl.load(gain + rows, mask=rows < N, other=0.0).to(tl.float32)
     if THEN != "add":
-        extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
+        extra = prepare(rows, batch, N, batch_size, residual, sampling, THEN)
     if PDL:
         gdc_wait()
     if THEN == "add":  # not before the wait: a kernel before wrote the residual
-        extra = prepare(rows, batch, N, batch_size, residual, table, table_stride, positions, sampling, THEN, PAGE)
+        extra = prepare(rows, batch, N, batch_size, residual, sampling, THEN)
     if NORM:  # on their way while the product runs
         total = tl.load(moments + batch, mask=batch < batch_size, other=0)
         square = tl.load(moments + batch_size + batch, mask=batch < batch_size, other=0)
@@ -266,5 +252,5 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, kv,
             square = (tl.sum(x_next * x_next, 1)[:, None] * 16777216).to(tl.int64)
             tl.atomic_add(moments + batch, total, mask=batch < batch_size, sem="relaxed")
             tl.atomic_add(moments + batch_size + batch, square, mask=batch < batch_size, sem="relaxed")
-        finish(y + b, extra, rows, batch, N, batch_size, out, kv, kv_stride, positions, vocabulary, first_token,
-               sampling, THEN, ROWS_AXIS=1)
+        finish(y + b, extra, rows, batch, N, batch_size, out, positions, vocabulary, first_token, sampling, THEN,
+               ROWS_AXIS=1)

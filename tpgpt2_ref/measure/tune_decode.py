@@ -62,15 +62,18 @@ CANDIDATES = {
             qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4)) + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4)),
             add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4)),
             best=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4), (128, 16, 128, 4, 1, 8))),
-    64: dict(attention=few((256, 4)) + many((64, 256, 3, 2), (64, 256, 3, 1), (64, 256, 5, 2), (32, 256, 7, 1)),
+    64: dict(attention=few((256, 4)) + many((32, 256, 7, 1), (32, 1024, 7, 1), (32, 1024, 5, 1), (32, 1024, 9, 1),
+                                            (64, 1024, 5, 1), (64, 1024, 5, 2), (16, 1024, 9, 1), (32, 512, 7, 1)),
              long=wide((16, 64, 128, 4, 4, 4), (16, 64, 256, 3, 4, 4), (16, 64, 256, 3, 3, 4), (16, 64, 128, 4, 6, 4),
                        (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 6, 4), (32, 64, 128, 4, 8, 4), (16, 64, 64, 6, 4, 4)),
              gelu=wide((32, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (16, 64, 256, 3, 1, 4),
-                       (32, 64, 256, 3, 1, 8), (32, 64, 64, 6, 1, 4), (16, 64, 64, 6, 1, 4)),
+                       (32, 64, 256, 3, 1, 8), (32, 64, 64, 6, 1, 4), (16, 64, 64, 6, 1, 4), (32, 64, 128, 5, 1, 4),
+                       (32, 64, 128, 3, 1, 4), (64, 64, 128, 3, 1, 4)),
              qkv=wide((16, 64, 128, 4, 1, 4), (32, 64, 256, 3, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 64, 6, 1, 4),
-                      (16, 64, 64, 6, 1, 4)),
+                      (16, 64, 64, 6, 1, 4), (32, 64, 128, 4, 1, 4), (32, 64, 128, 3, 1, 4), (64, 64, 64, 4, 1, 4)),
              add=wide((16, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (16, 64, 128, 3, 2, 4), (32, 64, 128, 3, 3, 4),
-                      (32, 64, 128, 3, 2, 4), (16, 64, 64, 4, 2, 4), (16, 64, 64, 6, 1, 4)),
+                      (32, 64, 128, 3, 2, 4), (16, 64, 64, 4, 2, 4), (16, 64, 64, 6, 1, 4), (16, 64, 128, 4, 2, 4),
+                      (16, 64, 128, 3, 3, 4)),
              best=wide((128, 64, 64, 4, 1, 4), (128, 64, 128, 3, 1, 8), (256, 64, 64, 3, 1, 8), (64, 64, 128, 4, 1, 4),
                        (128, 64, 64, 6, 1, 4))),
 }
@@ -90,6 +93,7 @@ class Bench:
         self.table = 1 + torch.arange(pages, dtype=torch.int32, device=device).view_as(self.state.block_table)
         self.x = torch.randn(batch, config.n_embd, device=device, dtype=impl.dtype)
         self.out = torch.randn(batch, impl.num_heads * impl.head_size, device=device, dtype=impl.dtype)
+        self.qkv = torch.cat([self.out, self.out.flip(0), self.out.flip(1)], 1)
         self.inner = torch.randn(batch, model.h[0].mlp.c_proj.weight.shape[1], device=device, dtype=impl.dtype)
         self.occupy()
 
@@ -101,7 +105,7 @@ class Bench:
     def wrong(self, kind: str, tile) -> str | None:
         """Why a candidate is no candidate: it fails, or differs from its plain twin."""
         block, s = self.model.h[0], self.state
-        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, self.kv[0], s), "attention": (self.out, self.kv[0], s),
+        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, s), "attention": (self.qkv, self.kv[0], s),
                  "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.out, block.attn.c_proj, self.x, s),
                  "long": (self.inner, block.mlp.c_proj, self.x, s),
                  "best": (self.x, self.model.ln_f, self.model.wte, s)}

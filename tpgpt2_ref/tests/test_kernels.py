@@ -60,7 +60,7 @@ class Case:
         self.state.positions[0] = 0 if batch > 1 else length - 2
         self.state.sampling[1], self.state.sampling[2:] = 7, torch.arange(batch)
         self.kv_cache = normal(2, pages + 1, 16, heads, head_size)
-        self.q = normal(batch, heads * head_size)
+        self.qkv = normal(batch, 3 * heads * head_size)
 
     def results(self, kernels, temperature=0.0) -> dict[str, torch.Tensor]:
         """What each function of a decode step makes of this case, on copies of what it would change."""
@@ -73,10 +73,10 @@ class Case:
         out = {
             "embed": kernels.embed(state, self.wte, self.wpe, position=True),
             "embed of another rank": kernels.embed(state, self.wte, self.wpe, position=False),
-            "q": kernels.qkv(self.x, self.norm, self.c_attn, kv_cache, state),
-            "q of a normed x": kernels.qkv(self.x, None, self.c_attn, self.kv_cache.clone(), state),
+            "qkv": kernels.qkv(self.x, self.norm, self.c_attn, state),
+            "qkv of a normed x": kernels.qkv(self.x, None, self.c_attn, state),
+            "attention": kernels.attention(self.qkv, kv_cache, state),
             "kv_cache": kv_cache,
-            "attention": kernels.attention(self.q, self.kv_cache, state),
             "gelu": kernels.gelu(self.x, self.norm, self.c_fc, state),
             "add": kernels.add(self.inner, self.c_proj, self.x, state),
             "partial": kernels.partial(self.inner, self.c_proj, bias=False, state=state),
@@ -154,7 +154,7 @@ def test_a_wrong_kernel_is_seen():
     case = Case("cpu", torch.float32, 3, 2, 16, 64)
     hold_equal(case, Kernels.choose(()))
     for wrong in (dict(add=lambda x, linear, residual, state: residual + x @ linear.weight.T),
-                  dict(attention=lambda q, kv_cache, state: q),
+                  dict(attention=lambda qkv, kv_cache, state: plain.attention(qkv, kv_cache.clone(), state)),
                   dict(best=lambda x, norm, *more: plain.best(-x, norm, *more))):
         with pytest.raises(AssertionError):
             hold_equal(case, Kernels(**{name: wrong.get(name, getattr(plain, name)) for name in KERNELS}))
@@ -164,17 +164,20 @@ def hold_split_equal(case: Case):
     """Work that several programs share, more often than once: the counters return to zero."""
     from tpgpt2_ref.kernels import attention, linear
 
-    twin = plain.attention(case.q, case.kv_cache, case.state)
+    written = case.kv_cache.clone()
+    twin = plain.attention(case.qkv, written, case.state)
     for tile in (dict(BLOCK=16), dict(BLOCK=64), dict(BLOCK=16, SPAN=16, STAGES=1), dict(BLOCK=16, SPAN=32, STAGES=2),
                  dict(BLOCK=32, SPAN=64, STAGES=3)):
         tile["num_warps"] = 4
-        assert_close("attention", attention.attention(case.q, case.kv_cache, case.state, tile=tile), twin, twin.dtype)
+        kv_cache = case.kv_cache.clone()
+        assert_close("attention", attention.attention(case.qkv, kv_cache, case.state, tile=tile), twin, twin.dtype)
+        assert torch.equal(kv_cache, written)
         assert not case.state.arrived.any()
     tile = dict(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
     for name, more in (("gelu", dict(tile)), ("gelu", dict(tile, SPLITS=1)), ("qkv", dict(tile, SPLITS=1)),
                        ("best", dict(tile, SPLITS=1))) * 2:  # each behind an `add` of its own
         left = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile, next_norm=case.norm)
-        rest = {"gelu": (case.c_fc,), "qkv": (case.c_attn, case.kv_cache.clone()), "best": (case.wte,)}[name]
+        rest = {"gelu": (case.c_fc,), "qkv": (case.c_attn,), "best": (case.wte,)}[name]
         fused = getattr(linear, name)(left, case.norm, *rest, case.state, tile=more)
         twin = getattr(plain, name)(left.x, case.norm, *rest, case.state)
         if name == "best":
