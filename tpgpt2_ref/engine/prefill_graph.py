@@ -74,25 +74,28 @@ class Bucket:
         self.host = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
         self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
         self.sent = torch.cuda.Event() if device.type == "cuda" else None
-        self.on_host, self.on_device = self.host.numpy(), self.device.split(sizes)
-        self.ends, self.count = np.cumsum(sizes)[:-1], np.arange(max(longest, block_size))
+        self.on_host, self.on_device = np.split(self.host.numpy(), np.cumsum(sizes)[:-1]), self.device.split(sizes)
+        self.count = np.arange(max(longest, block_size))
 
     def fill(self, sequences: list, lengths: list[int]) -> None:
         """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
         if self.sent is not None:
             self.sent.synchronize()  # the batch before may still be on its way
-        ids, positions, slots, starts, lens, last, table = np.split(self.on_host, self.ends)
+        ids, positions, slots, starts, lens, last, table = self.on_host
         table, size = table.reshape(self.sequences, self.pages), self.block_size
-        self.on_host.fill(0)
+        self.host.zero_()
         starts[:] = self.tokens  # behind the prompts, one sequence of padding, and then empty ones
         starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
         lens[:] = np.diff(starts)
         last[:] = starts[1:] - 1
+        for row, s in enumerate(sequences):
+            table[row, : len(s.blocks)] = s.blocks
+        places = (table[: len(lengths), :, None] * size + self.count[:size]).reshape(len(lengths), -1)
+        begin = 0
         for row, (s, n) in enumerate(zip(sequences, lengths)):
-            here, blocks = slice(starts[row], starts[row] + n), np.asarray(s.blocks)
-            table[row, : len(blocks)] = blocks
-            ids[here], positions[here] = s.prompt, self.count[:n]
-            slots[here] = (blocks[:, None] * size + self.count[:size]).ravel()[:n]
+            end = begin + n
+            ids[begin:end], positions[begin:end], slots[begin:end] = s.prompt, self.count[:n], places[row, :n]
+            begin = end
         padding = self.tokens - sum(lengths)
         positions[-padding:], slots[-padding:] = self.count[:padding], self.count[:padding] % size
         self.device.copy_(self.host, non_blocking=True)
