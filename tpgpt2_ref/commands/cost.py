@@ -108,14 +108,16 @@ def show(result) -> str:
     where = f"measured on {result['machine']}"
     if result["what"] == "fit":
         lines = [f"{'op':15}{'path':22}{'ranks':>6}{'graph':>6}{'from bytes':>13}{'alpha us':>10}{'GB/s':>9}"
-                 f"{'median error':>14}{'worst':>8}"]
+                 f"{'median error':>14}{'worst':>8}{'its spread':>12}"]
         for r in result["rows"]:
             rate = f"{1e-3 / r['beta_us_per_byte']:.2f}" if r["beta_us_per_byte"] else "-"  # of a link, or memory
             path = f"{r['path']}, batch >= {r['from_batch']}" if r.get("from_batch", 1) > 1 else r["path"]
             lines.append(f"{r['op']:15}{path:22}{r['world']:>6}{'yes' if r['graph'] else 'no':>6}"
                          f"{r['from_bytes']:>13,}{r['alpha_us']:>10.1f}{rate:>9}{r['heldout_median_error']:>14.1%}"
-                         f"{r['heldout_worst_error']:>8.1%}")
-        return "\n".join([*lines, f"errors are on sizes that were not fitted; {where}; kept in {result['model']}"])
+                         f"{r['heldout_worst_error']:>8.1%}"
+                         + (f"{r['heldout_worst_spread']:>12.1%}" if "heldout_worst_spread" in r else ""))
+        return "\n".join([*lines, "errors are on sizes and forwards that were not fitted; the spread is half of p10 to "
+                          f"p90 at the size with the worst; {where}; kept in {result['model']}"])
     paper = " (on paper: not measured with that many ranks)" if result["on_paper"] else ""
     if result["what"] == "predict":
         return (f"{result['us']:.1f} us over {result['path']}{paper}; median error on held-out sizes "
@@ -123,8 +125,9 @@ def show(result) -> str:
     calls = " + ".join(f"{n} {op}" for op, n in result["collectives"].items()) or "no collective"
     lines = [f"{calls}: {result['communication_us']:.0f} us, {result['bytes_a_rank']:,} bytes a rank{paper}"]
     if result["us"] is None:
-        lines.append(f"no {result['phase']} run in the model, so the work between them is unknown: fit it with "
-                     f"{result['phase']}.json too")
+        several = " of several ranks" if result["tp"] > 1 else ""
+        lines.append(f"no {result['phase']} run{several} in the model, so the work between them is unknown: fit it "
+                     f"with a {result['phase']}.json that has one")
     else:
         share = result["communication_share"]
         lines.append(f"{result['us']:.0f} us in all ({result['rung']}), communication {share:.1%}")

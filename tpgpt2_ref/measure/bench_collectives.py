@@ -32,6 +32,7 @@ from ..parallel.collectives import all_gather, all_reduce, barrier, broadcast, g
 from ..parallel.launch import gpu_count
 from ..parallel.torchrun import torchrun_env
 from . import links, results
+from .cost import calls_in_a_row
 
 HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
@@ -126,7 +127,8 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30,
                 paths = calls(op, x, world, ways, with_bare)
                 for path, us in timed(paths, world, x.nbytes, samples, graph).items():
                     yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
-                           "graph": graph, **spread(us), **bandwidth(op, x.nbytes, median(us), world.size),
+                           "graph": graph, "calls": calls_in_a_row(x.nbytes, cuda), **spread(us),
+                           **bandwidth(op, x.nbytes, median(us), world.size),
                            "link": link_in_words}, us
 
 
@@ -154,7 +156,7 @@ def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
 def timed(paths: dict, world, nbytes: int, samples: int, graph: bool) -> dict[str, list[float]]:
     """Microseconds a call, up to `samples` of them for each path, taken in turn, each of the slowest rank."""
     # many in a row: the ranks don't start one at the same instant, and the first call waits for the later rank
-    calls = min(100, max(1, 2**24 // nbytes)) if world.device.type == "cuda" else min(10, max(1, 2**16 // nbytes))
+    calls = calls_in_a_row(nbytes, world.device.type == "cuda")
     runs = {path: Captured(call, calls) if graph else (lambda call=call: [call() for _ in range(calls)])
             for path, call in paths.items()}
 

@@ -4,7 +4,10 @@
 
 in pieces, because a library changes its protocol with the size. Each (op, path, world, graph) is fitted to every
 second size and judged on the sizes between, which it has never seen: its median and worst relative error stand
-beside its parameters. The diagram's "1-5 us per element" has no such form: see `per_element_us`.
+beside its parameters. A sample of the sweep is the mean of some calls in a row and pays once for starting: ranks don't
+start at one instant. That share, start / calls, is fitted beside the pieces (one start for a whole sweep) and is no
+part of alpha and beta, which price a call among others. The diagram's "1-5 us per element" has no such form: see
+`per_element_us`.
 Source of the form: Hockney 1994, "The communication challenge for MPP". Nothing here imports torch.
 """
 from __future__ import annotations
@@ -17,7 +20,8 @@ from statistics import median, quantiles
 from ..errors import UserError
 
 MAX_PIECES = 4
-PIECE_COSTS = 0.005  # squared relative errors that a further piece must save: about 7 % at one size
+PIECE_COSTS = 0.02  # squared relative errors that a further piece must save: about 14 % at one size
+STARTS = 16  # how many starts are tried
 FEWEST_SIZES = 6  # 3 to fit, 3 to judge
 
 
@@ -25,27 +29,53 @@ def fit_collectives(rows: list[dict]) -> list[dict]:
     """Rows of `collectives` -> rows of `cost_model`: one for each piece of each (op, path, world, graph)."""
     groups = defaultdict(dict)
     for row in rows:
-        groups[row["op"], row["path"], row["world"], row["graph"]][row["bytes"]] = row["us_median"]
-    out = []
-    for (op, path, world, graph), us in sorted(groups.items()):
-        sizes = sorted(us)
-        if len(sizes) < FEWEST_SIZES:
-            continue
-        pieces = fit_pieces([(n, us[n]) for n in sizes[::2]])
-        errors = [abs(evaluate(pieces, n) / us[n] - 1) for n in sizes[1::2]]
-        out += [{"op": op, "path": path, "world": world, "graph": graph, **piece, "to_bytes": sizes[-1],
-                 **error_fields(errors)} for piece in pieces]
-    if not out:
+        groups[row["op"], row["path"], row["world"], row["graph"]][row["bytes"]] = row
+    groups = {key: [found[n] for n in sorted(found)] for key, found in sorted(groups.items())
+              if len(found) >= FEWEST_SIZES}
+    if not groups:
         raise UserError(f"nothing to fit: each op and path needs at least {FEWEST_SIZES} sizes "
                         "(bench collectives without --sizes measures enough)")
+    sweeps = defaultdict(list)  # what starts alike: as many ranks, in a graph or not
+    for (*_, world, graph), found in groups.items():
+        sweeps[world, graph].append(found[::2])
+    starts = {sweep: fit_start(halves) for sweep, halves in sweeps.items()}
+    out = []
+    for (op, path, world, graph), found in groups.items():
+        start, judged = starts[world, graph], found[1::2]
+        pieces = fit_pieces(_points(found[::2]), [start / _calls(r) for r in found[::2]])
+        errors = [abs((evaluate(pieces, r["bytes"]) + start / _calls(r)) / r["us_median"] - 1) for r in judged]
+        own = [(r["us_p90"] - r["us_p10"]) / 2 / r["us_median"] for r in judged]
+        out += [{"op": op, "path": path, "world": world, "graph": graph, **piece, "to_bytes": found[-1]["bytes"],
+                 "start_us": start, **error_fields(errors), "heldout_median_spread": round(median(own), 4),
+                 "heldout_worst_spread": round(own[errors.index(max(errors))], 4)} for piece in pieces]
     return out
 
 
-def fit_pieces(points: list[tuple[int, float]]) -> list[dict]:
+def calls_in_a_row(nbytes: int, cuda: bool) -> int:
+    """How many calls one sample of the sweep is the mean of."""
+    return min(100, max(1, 2**24 // nbytes)) if cuda else min(10, max(1, 2**16 // nbytes))
+
+
+def fit_start(paths: list[list[dict]]) -> float:
+    """Microseconds that starting one sample takes: what leaves the least error to the pieces of all paths together."""
+    most = min(r["us_median"] * _calls(r) for rows in paths for r in rows)  # no sample took less than its start
+
+    def error(start):
+        return sum(_best_pieces(_points(rows), [start / _calls(r) for r in rows])[0] for rows in paths)
+
+    return min((most * i / STARTS for i in range(STARTS)), key=error)
+
+
+def fit_pieces(points: list[tuple[int, float]], given: list[float] | None = None) -> list[dict]:
     """The alpha-beta pieces with the least squared relative error, a further piece costing PIECE_COSTS.
 
     points  (bytes, microseconds), by size
+    given   microseconds of each that are no part of the call (default: none)
     """
+    return _joined(_best_pieces(points, given or [0.0] * len(points))[1], [n for n, _ in points])
+
+
+def _best_pieces(points, given) -> tuple[float, list[dict]]:
     best = {0: (0.0, [])}  # how many points are covered -> (error, pieces)
     for stop in range(2, len(points) + 1):
         choices = []
@@ -53,12 +83,21 @@ def fit_pieces(points: list[tuple[int, float]]) -> list[dict]:
             if start not in best or len(best[start][1]) == MAX_PIECES:
                 continue
             (alpha, beta), error = least_squares([(1.0, n) for n, _ in points[start:stop]],
-                                                 [us for _, us in points[start:stop]])
+                                                 [us for _, us in points[start:stop]], given[start:stop])
             piece = {"from_bytes": points[start][0], "alpha_us": alpha, "beta_us_per_byte": beta}
             choices.append((best[start][0] + error + PIECE_COSTS, [*best[start][1], piece]))
         if choices:
             best[stop] = min(choices, key=lambda c: c[0])
-    return _joined(best[len(points)][1], [n for n, _ in points])
+    return best[len(points)]
+
+
+def _points(rows: list[dict]) -> list[tuple[int, float]]:
+    return [(r["bytes"], r["us_median"]) for r in rows]
+
+
+def _calls(row: dict) -> int:
+    """A row's calls in a row; rows that don't say are of a sweep with today's counts, gloo's on CPUs."""
+    return row.get("calls") or calls_in_a_row(row["bytes"], "gloo" not in row["path"])
 
 
 def _joined(pieces: list[dict], sizes: list[int]) -> list[dict]:
@@ -73,7 +112,7 @@ def _joined(pieces: list[dict], sizes: list[int]) -> list[dict]:
 
 
 def evaluate(pieces: list[dict], nbytes: int) -> float:
-    """Microseconds of one call, by the piece that holds the size (the first, below all)."""
+    """Microseconds of one call among others, by the piece that holds the size (the first, below all)."""
     piece = max((p for p in pieces if p["from_bytes"] <= nbytes), key=lambda p: p["from_bytes"], default=pieces[0])
     return piece["alpha_us"] + piece["beta_us_per_byte"] * nbytes
 
@@ -89,9 +128,9 @@ def predict(model: list[dict], op: str, nbytes: int, world: int, path: str | Non
         rows = [r for r in rows if "/" not in r["path"]] or rows
     if not rows:
         known = sorted({f"{r['op']} over {r['path']}{' in a graph' if r['graph'] else ''}" for r in model
-                        if "from_bytes" in r and not r["path"].startswith("bare ")})
+                        if "to_bytes" in r and not r["path"].startswith("bare ")})
         raise UserError(f"the model has no {op}{f' over {path}' if path else ''}{' in a graph' if graph else ''}; "
-                        f"it has {', '.join(known) or 'no collective at all'}")
+                        f"it has {', '.join(known) or 'no collective, so what several ranks say costs is unknown'}")
     measured = max((r["world"] for r in rows if r["world"] <= world), default=min(r["world"] for r in rows))
     by_path = defaultdict(list)
     for r in rows:

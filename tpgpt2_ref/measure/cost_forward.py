@@ -4,8 +4,9 @@
         + sum over collectives of alpha + beta * bytes
 
 GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. The work's five
-coefficients are fitted to half the rows of decode.json or prefill.json, drawn at random, and judged on the others: for
-each rung of the ladder and, where rows suffice, for each kind of kernel that a decode step's batch calls for.
+coefficients are fitted to half the rows of decode.json or prefill.json and judged on the others: for each rung of the
+ladder and, where rows suffice, for each kind of kernel that a decode step's batch calls for. The half is drawn at
+random out of every (tp, sum), so that both sides hold all; DRAWS further halves say how much hangs on the draw.
 
 What communication costs is also measured without any model: the time of all ranks, less that of one rank which does
 its own part and sends nothing (`--imagine` of the benches). Nothing here imports torch.
@@ -24,6 +25,7 @@ VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py`
 INNER_MULTIPLE = 8  # columns of the MLP a rank, as `gpt2.py` pads them
 TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_flop")
 FEWEST_ROWS = 6
+DRAWS = 40
 GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
@@ -109,17 +111,26 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
         for first, part in _by_kernel(name, [f for f in found if f[1] is not None]).items():
             if len(part) < FEWEST_ROWS:
                 continue
-            random.Random(0).shuffle(part)
-            half, rest = part[: (len(part) + 1) // 2], part[(len(part) + 1) // 2 :]
-            coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
-                                            [comm for *_, comm in half])
-            errors = [abs((_dot(coefficients, features) + comm) / _us(name, row) - 1) for row, features, comm in rest]
+            coefficients, errors = _fit_half(name, part, draw=0)
+            again = [_fit_half(name, part, draw)[1] for draw in range(1, DRAWS + 1)]
             real = max((row["tp"] for row, _, _ in part if row["sum"] != "none"), default=1)  # the others are imagined
             out.append({"op": name, "path": rung, "world": real,
                         "graph": in_graph(name, rung), "from_bytes": 0, "from_batch": first,
+                        "models": len({row["model"] for row, _, _ in part}),
                         **dict(zip(TERMS, coefficients, strict=True)), **error_fields(errors),
-                        "heldout_within_15_percent": mean(e <= GOOD for e in errors)})
+                        "heldout_within_15_percent": mean(e <= GOOD for e in errors),
+                        "draws_within_15_percent": mean(e <= GOOD for errors in again for e in errors)})
     return out
+
+
+def _fit_half(name: str, part: list[tuple], draw: int) -> tuple[tuple[float, ...], list[float]]:
+    """(coefficients fitted to one half of the rows, relative errors on the other), half of every (tp, sum) in each."""
+    dice = random.Random(draw)
+    order = sorted(part, key=lambda f: (f[0]["tp"], f[0]["sum"], dice.random()))
+    half, rest = order[::2], order[1::2]
+    coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
+                                    [comm for *_, comm in half])
+    return coefficients, [abs((_dot(coefficients, f) + comm) / _us(name, row) - 1) for row, f, comm in rest]
 
 
 def _by_kernel(name: str, found: list[tuple]) -> dict[int, list[tuple]]:
@@ -175,16 +186,14 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
             rung: str | None = None, path: str | None = None, plan: str = "shipped", itemsize: int = 2) -> dict:
     """Predicted microseconds of one forward (tokens=1: a decode step), its communication and its share.
 
-    Without any decode or prefill run in the model, only the communication is known: `us` is None then.
+    Without a decode or prefill run of so many ranks in the model, only the communication is known: `us` is None then.
+    rung    None: the fastest of those that were recorded with most models
     """
-    phase = "decode" if tokens == 1 else "prefill"
-    rungs = {r["path"]: r for r in sorted((r for r in model if r["op"] == phase), key=lambda r: r.get("from_batch", 1))
-             if r.get("from_batch", 1) <= batch}
-    if rung is not None and rung not in rungs:
-        raise UserError(f"the model has no {phase} of rung {rung!r}; it has {', '.join(rungs) or 'none'}")
-    features = work(config, tp, batch, tokens, context, itemsize)
-    candidates = [rungs[rung]] if rung else list(rungs.values())
-    fit = min(candidates, key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
+    phase, features = "decode" if tokens == 1 else "prefill", work(config, tp, batch, tokens, context, itemsize)
+    candidates = _rungs(model, phase, tp, batch, rung)
+    widest = max((r.get("models", 1) for r in candidates), default=1)  # a fit to one model knows no other
+    fit = min((r for r in candidates if r.get("models", 1) == widest),
+              key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
     graph = fit["graph"] if fit else any(r["graph"] for r in model if r["op"] == "all_reduce")
     calls = collectives(config, tp, batch, tokens, plan, itemsize, fit["path"] if fit else None)
     comm, found = communication_us(model, calls, tp, path, graph, fit["path"] if fit else None)
@@ -200,12 +209,24 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
             "paths": {f["op"]: f["path"] for f in found}, "on_paper": any(f["on_paper"] for f in found)}
 
 
+def _rungs(model: list[dict], phase: str, tp: int, batch: int, rung: str | None) -> list[dict]:
+    """Each rung's fit for that batch. A rung that was recorded with one rank alone is nothing to go by for several."""
+    fits = sorted((r for r in model if r["op"] == phase and r.get("from_batch", 1) <= batch
+                   and rung in (None, r["path"])), key=lambda r: r.get("from_batch", 1))
+    rungs = {r["path"]: r for r in fits if tp == 1 or r["world"] > 1}
+    if rung and not rungs:
+        known = sorted({r["path"] for r in model if r["op"] == phase})
+        raise UserError(f"the model has {phase} of rung {rung!r} with one rank alone" if fits else
+                        f"the model has no {phase} of rung {rung!r}; it has {', '.join(known) or 'none'}")
+    return list(rungs.values())
+
+
 def crossover(model: list[dict], config: GPT2Config, tp: int, tokens: int = 1, context: int = 0, **how) -> int | None:
     """The least batch, of the powers of two to 4096, at which `tp` ranks are predicted faster than one; None: never.
     """
     for batch in (2**i for i in range(13)):
         one, many = (forward(model, config, n, batch, tokens, context, **how)["us"] for n in (1, tp))
-        if one is not None and many < one:
+        if None not in (one, many) and many < one:
             return batch
     return None
 

@@ -73,6 +73,26 @@ def test_noise_of_4_percent_stays_within_the_bar():
     assert first["heldout_median_error"] <= 0.08 and first["heldout_worst_error"] <= 0.25
 
 
+def test_starting_a_sample_is_no_part_of_a_call():
+    """One call of 16 MB carries the whole start, a hundred small ones share it; the pieces are the calls' own."""
+    rows = curve(lambda n: truth(n) + 40 / cost.calls_in_a_row(n, True))
+    model = cost.fit_collectives(rows + curve(lambda n: 3 + n / 50e3 + 40 / cost.calls_in_a_row(n, True), path="push"))
+    assert model[0]["start_us"] == pytest.approx(40, rel=0.2) and model[0]["heldout_worst_error"] <= 0.25
+    for path, us in (("nccl", truth), ("push", lambda n: 3 + n / 50e3)):
+        for n in (1024, 2**24, 2**29):
+            assert cost.predict(model, "all_reduce", n, 2, path)["us"] == pytest.approx(us(n), rel=0.05)
+    says = [{**r, "calls": 1, "us_median": truth(r["bytes"]) + 40} for r in rows]  # a row's own count comes first
+    assert cost.fit_collectives(says)[0]["start_us"] <= 50
+
+
+def test_a_sizes_own_spread_stands_beside_its_error():
+    rows = curve(truth)
+    rows[5].update(us_median=2 * rows[5]["us_median"], us_p10=rows[5]["us_p10"], us_p90=3 * rows[5]["us_p90"])
+    (first, *_) = cost.fit_collectives(rows)
+    assert first["heldout_worst_error"] == pytest.approx(0.5, abs=0.02)
+    assert first["heldout_worst_spread"] == 0.5 and first["heldout_median_spread"] == 0
+
+
 def test_too_few_sizes_are_refused():
     with pytest.raises(UserError, match="at least 6 sizes"):
         cost.fit_collectives(curve(truth)[:5])
@@ -157,19 +177,6 @@ def test_push_gathers_best_tokens_and_never_logits():
         calls = cost_forward.collectives(FAMILY["gpt2"], 2, 1, 1, rung=rung)
         _, found = cost_forward.communication_us(model, calls, 2, "push", False, rung)
         assert {f["op"]: f["path"] for f in found} == {"all_reduce": "push", "all_gather": path}
-
-
-def test_what_communication_costs_is_what_one_rank_alone_does_not_need():
-    row = {"engine": "tpgpt2", "model": "gpt2", "dtype": "bfloat16", "rung": "+pdl", "batch": 1, "prompt_len": 128}
-    rows = [{**row, "tp": 1, "sum": "none", "us_per_step_median": 150.0},
-            {**row, "tp": 2, "sum": "none", "us_per_step_median": 120.0},
-            {**row, "tp": 2, "sum": "push", "us_per_step_median": 160.0},
-            {**row, "tp": 2, "sum": "nccl", "us_per_step_median": 400.0},
-            {**row, "tp": 2, "sum": "nccl", "us_per_step_median": 400.0, "batch": 8}]  # alone at batch 1 only
-    found = cost_forward.measured_shares(rows)
-    shares = [(r["sum"], r["alone_us"], r["communication_share"]) for r in found]
-    assert shares == [("push", 120, 0.25), ("nccl", 120, 0.7)]
-    assert cost_forward.measured_shares([]) == []
 
 
 def test_kernels_change_where_the_fits_do():
