@@ -12,6 +12,7 @@ from tpgpt2_ref.engine.ladder import LADDER, rungs
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.plain import key_value
 from tpgpt2_ref.kernels.state import DecodeState
+from tpgpt2_ref.parallel.launch import gpu_count
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.weights import load_model
 
@@ -105,7 +106,9 @@ def test_sampled_tokens_do_not_depend_on_the_batch():
 @pytest.mark.gpu
 @pytest.mark.parametrize("size, names", [(2, ["graph", "+head", "+sum", "+pdl"]), (4, ["+head", "+pdl"])])
 def test_ranks_in_graphs(size, names):
-    """Collectives inside the graphs, over push. Where GPUs are missing, ranks share them: right, not fast."""
+    """Collectives inside the graphs. Where there is one GPU, all ranks share it: right, not fast."""
+    if 1 < gpu_count() < size:
+        pytest.skip(f"needs one GPU, or {size}")
     one = tokens_of_rungs(World.single("cuda"), ["+head"], 6)[0]
     for rank in on_ranks(size, tokens_of_rungs, names, 6, device="cuda", env=SHARE, timeout=180):
         for name, tokens in zip(names, rank):
