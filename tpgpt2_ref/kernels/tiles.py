@@ -40,6 +40,9 @@ def tile_for(then: str, batch: int, n: int, k: int) -> dict:
         held = tile["num_warps"] * WARP * (1 if kind in ("qkv", "gelu") else 2)
         while tile["ROWS"] > 1 and tile["ROWS"] * k > held:
             tile["ROWS"] //= 2
-    elif "SLICES" in tile and tile["ROWS"] * k > PROGRAM:
-        tile = dict(ROWS=16, B=16, DEPTH=128, STAGES=4, SPLITS=4, num_warps=4)
+    elif "SLICES" in tile:
+        while tile["ROWS"] > 16 and tile["ROWS"] * k > tile["num_warps"] * 2 * WARP:
+            tile["ROWS"] //= 2
+        if tile["ROWS"] * k > PROGRAM:
+            tile = dict(ROWS=16, B=16, DEPTH=128, STAGES=4, SPLITS=4, num_warps=4)
     return tile

@@ -61,6 +61,7 @@ def run(args, world) -> dict:
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
     model.config = replace(model.config, eos_token_id=None)
     why = cannot_graph(model)
+    peer = None if args.no_peer or world.size > 1 else peer_model(model.config, dtype(args), world)
     ladder = LADDER[:1] if why else rungs(world.size, is_hopper(world.device))
     rows, samples, copy = [], [], copy_gb_per_s(world.device)
     result = {"bench": "decode", "machine": machine_card(), "rows": rows, "why_eager": why}
@@ -72,7 +73,8 @@ def run(args, world) -> dict:
                     sums = sum_name(model, batch, world)
                     rows.append(row("tpgpt2", rung.name, batch, length, args, world, sums, times, copy))
                     samples.append(times)
-            if world.size == 1 and not args.no_peer and (times := peer_times(args, model.config, world, batch, length)):
+            if peer is not None:
+                times = peer_times(peer, random_prompts(model.config.vocab_size, batch, length), args.new_tokens)
                 rows.append(row("transformers", "generate", batch, length, args, world, "none", times, copy))
                 samples.append(times)
         if args.record and world.rank == 0 and rows:  # after each batch: a run that is cut short leaves what it has
@@ -118,15 +120,12 @@ def random_prompts(vocabulary: int, batch: int, length: int) -> list[list[int]]:
     return [[rng.randrange(vocabulary) for _ in range(length)] for _ in range(batch)]
 
 
-def peer_times(args, config, world, batch: int, prompt_len: int) -> list[float]:
-    """Microseconds of each of Hugging Face's decode steps on the same shapes; empty if it isn't installed."""
-    try:
-        import torch
-        from transformers import StoppingCriteria
-    except ImportError:
-        return []
-    peer = peer_model(config, dtype(args), world)
-    ids = torch.tensor(random_prompts(config.vocab_size, batch, prompt_len), device=world.device)
+def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
+    """Microseconds of each of Hugging Face's decode steps on the same shapes."""
+    import torch
+    from transformers import StoppingCriteria
+
+    ids = torch.tensor(prompts, device=peer.device)
 
     class Clock(StoppingCriteria):
         """Called after every token; stops nothing."""
@@ -140,22 +139,27 @@ def peer_times(args, config, world, batch: int, prompt_len: int) -> list[float]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    for new_tokens in (4, args.new_tokens):
+    for tokens in (4, new_tokens):
         clock = Clock()
-        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False,
+        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
                       stopping_criteria=[clock], pad_token_id=0)
     return [(b - a) * 1e6 for a, b in pairwise(clock.times)]
 
 
 def peer_model(config, dtype_name: str, world):
-    """Hugging Face's GPT-2 of the same shape, with random weights."""
+    """Hugging Face's GPT-2 of the same shape, with random weights; None if it isn't installed."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+
+    try:
+        from transformers import GPT2Config, GPT2LMHeadModel
+    except ImportError:
+        return None
 
     peer = GPT2Config(n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
                       n_positions=config.n_positions, vocab_size=config.vocab_size, n_inner=config.n_inner,
                       bos_token_id=None, eos_token_id=None)
-    return GPT2LMHeadModel(peer).to(world.device, getattr(torch, dtype_name)).eval()
+    with world.device:
+        return GPT2LMHeadModel(peer).to(getattr(torch, dtype_name)).eval()
 
 
 def sum_name(model, batch: int, world) -> str:

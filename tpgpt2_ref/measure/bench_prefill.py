@@ -50,12 +50,14 @@ def run(args, world) -> dict:
 
     world = world.imagine(args.imagine) if args.imagine else world
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
-    rows, why = [], None
+    peer = None if args.no_peer or world.size > 1 else peer_model(model.config, dtype(args), world)
+    result = {"bench": "prefill", "machine": machine_card(), "rows": (rows := []), "why_eager": None}
     for batch in args.batch:
         for length in args.prompt_len:
             for rung in RUNGS:
                 engine = Engine(model, rung=LADDER[0] if rung == "eager" else None)
-                if rung == "fused" and (why := engine.why_eager):
+                if rung == "fused" and engine.why_eager:
+                    result["why_eager"] = engine.why_eager
                     continue
                 step = engine.prefill_call(random_prompts(model.config.vocab_size, batch, length))
                 rows.append(row("tpgpt2", rung, batch, length, args, world, sum_name(model, batch * length, world),
@@ -63,12 +65,12 @@ def run(args, world) -> dict:
                 if rung == "fused" and not engine.prefills.graphs:
                     raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
                 engine.close()
-            if world.size == 1 and not args.no_peer and (step := peer_step(args, model.config, world, batch, length)):
+            if peer is not None:
+                step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
                 rows.append(row("transformers", "forward", batch, length, args, world, "none",
                                 *times(step, world.device, args.repeat)))
-    result = {"bench": "prefill", "machine": machine_card(), "rows": rows, "why_eager": why}
-    if args.record and world.rank == 0:
-        result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record))
+            if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
+                result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record))
     return result
 
 
@@ -97,15 +99,11 @@ def times(step, device, repeat: int) -> tuple[list[float], list[float] | None]:
     return wall, gpu
 
 
-def peer_step(args, config, world, batch: int, length: int):
-    """Hugging Face's forward to the last position's best token; None if it isn't installed."""
-    try:
-        import torch
+def peer_step(peer, prompts: list[list[int]], device):
+    """Hugging Face's forward to the last position's best token."""
+    import torch
 
-        peer = peer_model(config, dtype(args), world)
-    except ImportError:
-        return None
-    ids = torch.tensor(random_prompts(config.vocab_size, batch, length), device=world.device)
+    ids = torch.tensor(prompts, device=device)
 
     @torch.inference_mode()
     def step():

@@ -220,6 +220,7 @@ def test_tiles_fit_every_model():
                     assert "STAGES" in tile or batch < ALL_WIDE
                     if "SLICES" in tile:
                         assert tile["ROWS"] * k * 2 <= 128 << 10
+                        assert tile["ROWS"] * k <= max(16 * k, 2 * WARP * tile["num_warps"])
                     elif "DEPTH" in tile:
                         assert tile["STAGES"] * (tile["ROWS"] + tile["B"]) * tile["DEPTH"] * 2 <= 160 << 10
                     else:
