@@ -94,9 +94,13 @@ def test_the_numbers_in_readme_are_the_recorded_ones():
     two, one = BOOK / "results" / "2x-nvidia-h200", BOOK / "results" / "1x-nvidia-h200"
     decode, prefill, sums = (results.load(two / f"{name}.json") for name in ("decode", "prefill", "collectives"))
     attention = results.load(one / "attention.json")
-    step = {(r["model"], r["tp"], r["sum"], r["batch"]): f"{r['us_per_step_median']:,.0f}" for r in decode.rows
-            if (r["engine"], r["rung"], r["prompt_len"]) == ("tpgpt2", "+pdl", 128)}
-    one, push, nccl = ([step["gpt2", *way, b] for b in (1, 8, 64)] for way in ((1, "none"), (2, "push"), (2, "nccl")))
+    step, alone = ({(r["model"], r["tp"], r["sum"], r["batch"]): f"{r['us_per_step_median']:,.0f}" for r in run.rows
+                    if (r["engine"], r["rung"], r["prompt_len"]) == ("tpgpt2", "+pdl", 128)}
+                   for run in (decode, results.load(one / "decode.json")))
+    push, nccl = ([step["gpt2", 2, way, b] for b in (1, 8, 64)] for way in ("push", "nccl"))
+    prompts = next(r for r in results.load(one / "prefill.json").rows
+                   if (r["model"], r["rung"], r["batch"], r["prompt_len"]) == ("gpt2", "fused", 8, 1000))
+    one = [alone["gpt2", 1, "none", b] for b in (1, 8, 64)]
     sum_of = {r["path"]: f"{r['us_median']:.1f}" for r in sums.rows
               if (r["op"], r["graph"], r["bytes"], r["world"]) == ("all_reduce", True, 2048, 2)}
     shares = [r for run, rung in ((decode, "+pdl"), (prefill, "fused"))
@@ -109,6 +113,7 @@ def test_the_numbers_in_readme_are_the_recorded_ones():
     assert (len(by["push"]), len(by["nccl"])) == (18, 3)
     for said in (
         f"{one[0]} us at batch 1, {one[1]} at 8, {one[2]} at 64",
+        f"{prompts['wall_us_median'] / 1e3:.2f} ms, of which the GPU works {prompts['gpu_us_median'] / 1e3:.2f} |",
         f"{push[0]}, {push[1]} and {push[2]} us; over NCCL {nccl[0]}, {nccl[1]} and {nccl[2]} |",
         f"{step['gpt2-xl', 1, 'none', 1]} us on one GPU, {step['gpt2-xl', 2, 'push', 1]} on two",
         f"{sum_of['push']} us by our `push`, {sum_of['one_shot']} by PyTorch's one-shot, {sum_of['nccl']} by NCCL",

@@ -44,5 +44,5 @@ def tile_for(then: str, batch: int, n: int, k: int) -> dict:
         while tile["ROWS"] > 16 and tile["ROWS"] * k > tile["num_warps"] * 2 * WARP:
             tile["ROWS"] //= 2
         if tile["ROWS"] * k > PROGRAM:
-            tile = dict(ROWS=16, B=16, DEPTH=128, STAGES=4, SPLITS=4, num_warps=4)
+            tile = dict(ROWS=32, B=16, DEPTH=256, STAGES=3, SPLITS=6, num_warps=4)  # nearly as fast in GPT-2 small
     return tile

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -139,11 +140,26 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    for tokens in (4, new_tokens):
-        clock = Clock()
-        peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
-                      stopping_criteria=[clock], pad_token_id=0)
+    with one_thread():
+        for tokens in (4, new_tokens):
+            clock = Clock()
+            peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+                          stopping_criteria=[clock], pad_token_id=0)
     return [(b - a) * 1e6 for a, b in pairwise(clock.times)]
+
+
+@contextmanager
+def one_thread():
+    """Transformers works on the CPU between its launches, in pieces so small that a host of many cores loses by sharing
+    them out: `transformers_threads.json` holds a step with all of torch's threads, and with one."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def peer_model(config, dtype_name: str, world):

@@ -14,7 +14,7 @@ from statistics import median
 from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .bench_decode import peer_model, random_prompts, sum_name
+from .bench_decode import one_thread, peer_model, random_prompts, sum_name
 from .results import BOOK_RESULTS, Run, machine_card, save
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
@@ -67,8 +67,9 @@ def run(args, world) -> dict:
                 engine.close()
             if peer is not None:
                 step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
-                rows.append(row("transformers", "forward", batch, length, args, world, "none",
-                                *times(step, world.device, args.repeat)))
+                with one_thread():
+                    rows.append(row("transformers", "forward", batch, length, args, world, "none",
+                                    *times(step, world.device, args.repeat)))
             if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
                 result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record))
     return result

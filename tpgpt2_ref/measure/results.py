@@ -110,9 +110,11 @@ def recorded(name: str, folder: Path | str = BOOK_RESULTS) -> list[Run]:
 
 
 def one_machine(runs: list[Run]) -> Run:
-    """The rows of runs of one kind as one run. Refuses to mix machines."""
+    """The rows of runs of one kind as one run, the first's; a row of another commit names it. Refuses to mix machines.
+    """
     same_machine(runs)
-    return replace(runs[0], rows=[row for run in runs for row in run.rows])
+    return replace(runs[0], rows=[row if run.commit == runs[0].commit else {**row, "commit": run.commit}
+                                  for run in runs for row in run.rows])
 
 
 def same_machine(runs: list[Run]) -> None:
