@@ -24,6 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FAMILY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+# Two a doubling: the cost model is fitted to the powers of two and judged between them.
+SIZES = ",".join(str(n) for k in range(8, 30) for n in (1 << k, 3 << k - 1)) + ",1G"
 sys.path.insert(0, str(ROOT))
 
 from tpgpt2_ref.measure import results  # noqa: E402
@@ -68,7 +70,8 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                                "--prompt-len", 128, 512, 1000)]
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
-                          part(f"collectives-tp{tp}", 150, tp, "collectives", "--tp", tp)]
+                          part(f"collectives-tp{tp}", 240, tp, "collectives", "--tp", tp, "--sizes", SIZES,
+                               "--samples", 20)]
         for n in (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
@@ -86,7 +89,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     found = [
         Step("doctor", ours("doctor"), 120),
         pytest(900, "-m", "gpu or gpus"),
-        Step("collectives", ours("bench", "collectives", "--link", "all", *keep), 900, 2),
+        Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, *keep), 900, 2),
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:
