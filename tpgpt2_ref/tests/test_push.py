@@ -90,10 +90,11 @@ def test_push_carries_the_word_that_means_empty(ranks):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, dtype):
+@pytest.mark.parametrize("size", [2, 4])
+def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, size, dtype):
     """An odd number of calls in the graph, so that each replay starts with the other slot."""
-    group = ranks(2, lambda box: box.sum(numbers(TOKEN, dtype=dtype)))
-    inputs = [numbers(8, TOKEN, dtype=dtype, seed=r) for r in range(2)]
+    group = ranks(size, lambda box: box.sum(numbers(TOKEN, dtype=dtype)))
+    inputs = [numbers(8, TOKEN, dtype=dtype, seed=r) for r in range(size)]
 
     def three(box):
         x = inputs[box.rank]
@@ -103,12 +104,12 @@ def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, dtype):
     with torch.cuda.graph(graph):
         results = group.each(three)
     for replay in range(50):
-        for r in range(2):
+        for r in range(size):
             inputs[r].copy_(numbers(8, TOKEN, dtype=dtype, seed=100 * replay + r))
         graph.replay()
         assert group.all_well()
         for call, sent in enumerate([inputs, [x[:1] for x in inputs], [x * 2 for x in inputs]]):
-            assert_sum([results[r][call] for r in range(2)], sent, dtype)
+            assert_sum([results[r][call] for r in range(size)], sent, dtype)
 
 
 @pytest.mark.gpu
