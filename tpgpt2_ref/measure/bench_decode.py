@@ -140,7 +140,7 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    with one_thread():
+    with one_thread(peer.device):
         for tokens in (4, new_tokens):
             clock = Clock()
             peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
@@ -149,13 +149,14 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 
 @contextmanager
-def one_thread():
-    """Transformers works on the CPU between its launches, in pieces so small that a host of many cores loses by sharing
-    them out: `transformers_threads.json` holds a step with all of torch's threads, and with one."""
+def one_thread(device):
+    """On GPUs. Transformers works on the CPU between its launches, in pieces so small that a host of many cores loses by
+    sharing them out: `transformers_threads.json` holds a step with all of torch's threads, and with one."""
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.set_num_threads(1)
     try:
         yield
     finally:

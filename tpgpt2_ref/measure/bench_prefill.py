@@ -67,7 +67,7 @@ def run(args, world) -> dict:
                 engine.close()
             if peer is not None:
                 step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
-                with one_thread():
+                with one_thread(world.device):
                     rows.append(row("transformers", "forward", batch, length, args, world, "none",
                                     *times(step, world.device, args.repeat)))
             if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
