@@ -71,7 +71,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
                           part(f"collectives-tp{tp}", 240, tp, "collectives", "--tp", tp, "--sizes", SIZES,
-                               "--samples", 20)]
+                               "--samples", 21, "--rounds", 3)]
         for n in (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
@@ -89,7 +89,8 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     found = [
         Step("doctor", ours("doctor"), 120),
         pytest(900, "-m", "gpu or gpus"),
-        Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, *keep), 900, 2),
+        Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
+             2),
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:

@@ -20,7 +20,9 @@ import json
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from statistics import median, quantiles
 
 import torch
@@ -51,6 +53,8 @@ def add_arguments(parser):
     parser.add_argument("--link", choices=(*links.DIAL, "all"), default="as is", help="make the ranks talk over "
                         "another link than the machine's own; all: one after the other")
     parser.add_argument("--samples", type=int, default=30, metavar="N", help="samples a row (default: 30)")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="go through all sizes so often, a part of "
+                        "the samples each time: a host that is slow for a second then spoils no size (default: 1)")
     parser.add_argument("--record", nargs="?", const=str(results.BOOK_RESULTS), metavar="FOLDER",
                         help="keep the rows in FOLDER/<machine>/collectives.json (default: the book's results)")
 
@@ -75,6 +79,8 @@ def check(args):
         raise UserError("a collective needs at least 2 ranks: give --tp 2 or more")
     if args.samples < 3:
         raise UserError("--samples must be at least 3: a median and a spread come out of them")
+    if not 1 <= args.rounds <= args.samples:
+        raise UserError(f"--rounds must be between 1 and the samples, {args.samples}, not {args.rounds}")
     if args.link != "all":
         links.turn_dial(args.link)  # before any rank of this process or its children has started NCCL
 
@@ -86,7 +92,8 @@ def run(args, world) -> dict:
                 for row in links.sweep(link, size, _options(args))]
     else:
         kept = []
-        for row, samples in sweep(world, args.ops, args.sizes, args.dtype, args.link, args.samples):
+        for row, samples in sweep(world, args.ops, args.sizes, args.dtype, args.link, args.samples,
+                                  rounds=args.rounds):
             kept.append((row, samples))
             if args.json and world.rank == 0:
                 print(json.dumps({"row": row, "us": samples}), file=sys.stderr, flush=True)
@@ -109,27 +116,32 @@ def show(result) -> str:
     return "\n".join([*lines, *([f"kept in {result['recorded']}"] if "recorded" in result else [])])
 
 
-def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30,
-          with_bare=True) -> Iterator[tuple[dict, list[float]]]:
-    """(row, its samples in microseconds), one after the other, the same on every rank. All ranks must iterate."""
+def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with_bare=True,
+          rounds=1) -> Iterator[tuple[dict, list[float]]]:
+    """(row, its samples in microseconds), one after the other, the same on every rank. All ranks must iterate.
+
+    rounds  how often to go through all sizes, for a part of the samples each time; rows come in the last one
+    """
     cuda = world.device.type == "cuda"
     dtype = dtype or ("bfloat16" if cuda else "float32")
     path_here, link_in_words = links.DIAL[link].path, links.describe(link, world.device.type)
     # the dial turns NCCL alone: our own ways would still take the GPUs' direct link
     ways = [way for way in world.sums if link == "as is" or way.name == world.backend]
-    for op in ops:
-        for nbytes in sizes or powers_of_two(SMALLEST, LARGEST[world.device.type]):
-            count = max(nbytes // getattr(torch, dtype).itemsize, world.size)
-            if op == "reduce_scatter":
-                count -= count % world.size  # every rank keeps an equal part
-            x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
-            for graph in (False, True) if cuda else (False,):
-                paths = calls(op, x, world, ways, with_bare)
-                for path, us in timed(paths, world, x.nbytes, samples, graph).items():
+    kept = defaultdict(list)
+    for left, op, nbytes in product(reversed(range(rounds)), ops,
+                                    sizes or powers_of_two(SMALLEST, LARGEST[world.device.type])):
+        count = max(nbytes // getattr(torch, dtype).itemsize, world.size)
+        if op == "reduce_scatter":
+            count -= count % world.size  # every rank keeps an equal part
+        x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
+        for graph in (False, True) if cuda else (False,):
+            paths = calls(op, x, world, ways, with_bare)
+            for path, us in timed(paths, world, x.nbytes, -(-samples // rounds), graph).items():
+                (us_here := kept[op, nbytes, graph, path]).extend(us)
+                if not left:
                     yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
-                           "graph": graph, "calls": calls_in_a_row(x.nbytes, cuda), **spread(us),
-                           **bandwidth(op, x.nbytes, median(us), world.size),
-                           "link": link_in_words}, us
+                           "graph": graph, "calls": calls_in_a_row(x.nbytes, cuda), **spread(us_here),
+                           **bandwidth(op, x.nbytes, median(us_here), world.size), "link": link_in_words}, us_here
 
 
 def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
@@ -274,6 +286,6 @@ def _worlds(tp: int | None, link: str) -> list[int]:
 
 def _options(args) -> tuple[str, ...]:
     """The arguments that each link's own command gets."""
-    out = ["--ops", ",".join(args.ops), "--samples", str(args.samples)]
+    out = ["--ops", ",".join(args.ops), "--samples", str(args.samples), "--rounds", str(args.rounds)]
     out += ["--sizes", ",".join(map(str, args.sizes))] if args.sizes else []
     return tuple(out + (["--dtype", args.dtype] if args.dtype else []))

@@ -75,6 +75,18 @@ def test_the_dial_leaves_out_what_it_does_not_turn():
     assert as_is == ["direct", "gloo", "bare gloo"] and turned == ["gloo", "bare gloo"]
 
 
+def in_rounds(world):
+    kept = list(bench.sweep(world, ("all_reduce", "broadcast"), [256, 1024], samples=7, with_bare=False, rounds=3))
+    return [(row["op"], row["bytes"], row["us_median"], us) for row, us in kept]
+
+
+def test_samples_of_several_rounds_are_one_row():
+    first, second = on_ranks(2, in_rounds)
+    assert first == second and [len(us) for *_, us in first] == [9] * 4
+    assert [(op, n) for op, n, *_ in first] == [(op, n) for op in ("all_reduce", "broadcast") for n in (256, 1024)]
+    assert all(abs(middle - sorted(us)[4]) < 0.01 for _, _, middle, us in first)
+
+
 def test_the_command_on_two_gloo_ranks(tmp_path):
     got = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256,64K", "--samples", "3", "--json",
               "--record", str(tmp_path))
