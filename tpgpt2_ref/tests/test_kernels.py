@@ -24,7 +24,7 @@ from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.request import SamplingParams
 from tpgpt2_ref.weights import load_model
 
-from .conftest import ROOT
+from .conftest import ROOT, on_ranks
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # |a - b| / |b|, a few roundings
 
@@ -142,11 +142,22 @@ def test_kernels_on_a_gpu(batch, heads, head_size, width, dtype):
     hold_split_equal(case)
 
 
+def interpreted(*argv, timeout=120):
+    done = subprocess.run([sys.executable, "-m", __name__, *argv], cwd=ROOT, capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_interpreted():
-    done = subprocess.run([sys.executable, "-m", __name__], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpreted()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_two_ranks_interpreted():
+    """Whole steps on two ranks over gloo, their kernels by the interpreter, give the tokens of one rank in plain torch."""
+    interpreted("two ranks", timeout=280)
 
 
 def test_a_wrong_kernel_is_seen():
@@ -207,6 +218,30 @@ def hold_steps_equal(params):
     assert (tokens[0] == tokens[1]).float().mean() > 0.95 and (tokens[0] >= 0).all()
 
 
+@torch.inference_mode()
+def tokens_of_steps(world, batch: int, fused: tuple[str, ...]) -> torch.Tensor:
+    model = load_model("tiny", world, dtype="float32")
+    c, impl = model.config, model.impl
+    state = DecodeState.empty(batch, impl.num_heads, c.n_positions, torch.device("cpu"))
+    state.live.fill_(1)
+    state.ids.copy_(torch.arange(batch) * 7 + 40)
+    state.block_table[:, 0] = torch.arange(1, batch + 1)
+    kv_caches = allocate_kv_cache(c.n_layer, batch + 1, 16, impl.num_heads, impl.head_size, torch.float32, "cpu")
+    for _ in range(3):
+        decode_step(model, kv_caches, state, Kernels.choose(fused))
+    return state.tokens[:, 1:4].clone()
+
+
+def hold_ranks_equal():
+    """The tokens of tensor cores' kernels and of those for few rows: `many` and `few`, `wide` and `skinny`."""
+    from tpgpt2_ref.tests import test_kernels as here  # by its name, under which other processes find it
+
+    for batch in (3, ALL_WIDE + 1):
+        want = tokens_of_steps(World.single(), batch, ())
+        for got in on_ranks(2, here.tokens_of_steps, batch, KERNELS, timeout=200):
+            assert torch.equal(got, want)
+
+
 def test_tiles_fit_every_model():
     """Any model, any number of ranks, any batch: a tile that registers or shared memory can hold."""
     for c in FAMILY.values():
@@ -237,7 +272,9 @@ def test_measured_tiles_are_written_as_they_are_read():
     assert all(CANDIDATES[b].keys() == sizes.keys() for (b, _), sizes in MEASURED.items())
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "two ranks" in sys.argv:
+    hold_ranks_equal()
+elif __name__ == "__main__":
     for shape in ((3, 4, 16, 48), (9, 2, 32, 64)):  # multiply-adds, and tensor cores
         small = Case("cpu", torch.float32, *shape)
         hold_equal(small, Kernels.choose())
