@@ -156,7 +156,7 @@ def test_kernels_interpreted():
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_two_ranks_interpreted():
-    """Whole steps on two ranks over gloo, their kernels by the interpreter, give the tokens of one rank in plain torch."""
+    """Whole steps on two ranks over gloo, kernels by the interpreter, give the tokens of one rank in plain torch."""
     interpreted("two ranks", timeout=280)
 
 
