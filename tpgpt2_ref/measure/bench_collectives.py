@@ -133,10 +133,10 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with
         count = max(nbytes // getattr(torch, dtype).itemsize, world.size)
         if op == "reduce_scatter":
             count -= count % world.size  # every rank keeps an equal part
-        x = torch.zeros(count, dtype=getattr(torch, dtype), device=world.device)
+        x = torch.empty(count, dtype=getattr(torch, dtype), device=world.device)
         for graph in (False, True) if cuda else (False,):
             paths = calls(op, x, world, ways, with_bare)
-            for path, us in timed(paths, world, x.nbytes, -(-samples // rounds), graph).items():
+            for path, us in timed(paths, world, x, -(-samples // rounds), graph).items():
                 (us_here := kept[op, nbytes, graph, path]).extend(us)
                 if not left:
                     yield {"op": op, "path": path_here(path), "world": world.size, "bytes": x.nbytes, "dtype": dtype,
@@ -161,18 +161,19 @@ def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
         want = {"all_gather": [1, world.size], "broadcast": [1, 1]}.get(op, [total, total])
         if got != want:
             raise RankError(f"{op} through {path} of {x.nbytes} bytes gave {got}, not {want}")
-    x.zero_()  # sums of sums of sums stay finite
     return {**paths, **({f"bare {world.backend}": bare(op, x, world)} if with_bare else {})}
 
 
-def timed(paths: dict, world, nbytes: int, samples: int, graph: bool) -> dict[str, list[float]]:
-    """Microseconds a call, up to `samples` of them for each path, taken in turn, each of the slowest rank."""
+def timed(paths: dict, world, x: torch.Tensor, samples: int, graph: bool) -> dict[str, list[float]]:
+    """Microseconds a call on x, up to `samples` of them for each path, taken in turn, each of the slowest rank."""
     # many in a row: the ranks don't start one at the same instant, and the first call waits for the later rank
-    calls = calls_in_a_row(nbytes, world.device.type == "cuda")
+    calls = calls_in_a_row(x.nbytes, world.device.type == "cuda")
+    noise = torch.randn_like(x)
     runs = {path: Captured(call, calls) if graph else (lambda call=call: [call() for _ in range(calls)])
             for path, call in paths.items()}
 
     def once(run) -> float:
+        x.copy_(noise)  # a sum's result may lie in x, and sums of sums of sums grow without end
         barrier(world)
         return stopwatch(run, world.device) / calls
 
