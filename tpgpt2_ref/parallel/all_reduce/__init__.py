@@ -25,7 +25,8 @@ WAYS = {
 #     4,194,304    45.2       46.3       38.4     29.9
 #     8,388,608    64.5       78.1       59.3     44.8
 #     16,777,216  104.6                 126.7    126.2
-# At 16 MiB push's samples spread from 82 to 145; between products of a prefill 12 MB take it 41 (prefill.json).
+# At 16 MiB a sample is one call and holds the ranks' unequal start: push's spread from 82 to 145; between products of a
+# prefill 12 MB take it 41 (prefill.json).
 # Four and eight ranks are not measured yet; till then this is reckoned. push's n-1 copies are 1.5 and 5.25 tensors
 # more than two_shot moves; at 400 GB/s they cost more than the barriers (4 us) from about 1 MB and 300 KB.
 KiB, MiB = 1 << 10, 1 << 20
