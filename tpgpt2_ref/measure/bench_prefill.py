@@ -9,7 +9,6 @@ cuBLAS's products ("fused"). Hugging Face transformers in the same run where it 
 from __future__ import annotations
 
 import time
-from statistics import median
 
 from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
@@ -39,6 +38,8 @@ def check(args):
     config, _ = find_checkpoint(args.model)
     check_names(args, config)
     check_imagine(args)
+    if args.repeat < 2:
+        raise UserError(f"--repeat must be at least 2, not {args.repeat}: a spread comes out of it")
     if min(args.batch) < 1 or not 0 < min(args.prompt_len) <= max(args.prompt_len) <= config.n_positions:
         raise UserError(f"--batch must be at least 1, --prompt-len between 1 and {config.n_positions}")
 
@@ -52,6 +53,13 @@ def run(args, world) -> dict:
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
     peer = None if args.no_peer or world.size > 1 else peer_model(model.config, dtype(args), world)
     result = {"bench": "prefill", "machine": machine_card(), "rows": (rows := []), "why_eager": None}
+    samples = []
+
+    def measure(step, *case):
+        wall, gpu = times(step, world.device, args.repeat)
+        rows.append(row(*case, wall, gpu))
+        samples.append(wall)
+
     for batch in args.batch:
         for length in args.prompt_len:
             for rung in RUNGS:
@@ -60,18 +68,16 @@ def run(args, world) -> dict:
                     result["why_eager"] = engine.why_eager
                     continue
                 step = engine.prefill_call(random_prompts(model.config.vocab_size, batch, length))
-                rows.append(row("tpgpt2", rung, batch, length, args, world, sum_name(model, batch * length, world),
-                                *times(step, world.device, args.repeat)))
+                measure(step, "tpgpt2", rung, batch, length, args, world, sum_name(model, batch * length, world))
                 if rung == "fused" and not engine.prefills.graphs:
                     raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
                 engine.close()
             if peer is not None:
                 step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
                 with one_thread(world.device):
-                    rows.append(row("transformers", "forward", batch, length, args, world, "none",
-                                    *times(step, world.device, args.repeat)))
+                    measure(step, "transformers", "forward", batch, length, args, world, "none")
             if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
-                result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record))
+                result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record, samples))
     return result
 
 
@@ -114,9 +120,12 @@ def peer_step(peer, prompts: list[list[int]], device):
 
 
 def row(engine: str, rung: str, batch: int, length: int, args, world, sums: str, wall, gpu) -> dict:
+    from .bench_collectives import spread
+
     return {"engine": engine, "model": args.model.removeprefix("random:"), "dtype": dtype(args), "tp": world.size,
-            "sum": sums, "rung": rung, "batch": batch, "prompt_len": length, "wall_us_median": round(median(wall), 1),
-            "gpu_us_median": None if gpu is None else round(median(gpu), 1)}
+            "sum": sums, "rung": rung, "batch": batch, "prompt_len": length,
+            **{f"wall_{name}": us for name, us in spread(wall).items()},
+            **({f"gpu_{name}": us for name, us in spread(gpu).items()} if gpu else {"gpu_us_median": None})}
 
 
 def show(result: dict) -> str:

@@ -46,6 +46,7 @@ def test_prefill(tmp_path):
     (("decode", "--prompt-len", 127, "--new-tokens", 2), "more than the model's 128 positions"),
     (("decode", "--imagine", 2, "--tp", 2), "one real one: leave --tp out"),
     (("prefill", "--prompt-len", 129), "--prompt-len between 1 and 128"),
+    (("prefill", "--repeat", 1), "--repeat must be at least 2"),
 ])
 def test_mistakes(argv, message):
     done = run_cli("bench", argv[0], *SMALL, *argv[1:])
