@@ -56,7 +56,7 @@ def test_a_machine_with_one_gpu_has_its_forwards_fitted(links, tmp_path, capfd):
     assert {(r["op"], r["world"], r["models"]) for r in fitted} == {("decode", 1, 3)}
     step = ["cost", "forward", "--model", str(tmp_path / "m.json"), "--gpt2", "gpt2", "--batch", "1", "--tokens", "1"]
     assert ask(capfd, *step, "--tp", 1)["rung"] == "+poll"
-    assert main([*step, "--tp", "2"]) == 2 and "so what several ranks say costs is unknown" in capfd.readouterr().err
+    assert main([*step, "--tp", "2"]) == 2 and "fit it with a collectives.json" in capfd.readouterr().err
 
 
 def test_what_communication_costs_is_what_one_rank_alone_does_not_need():
