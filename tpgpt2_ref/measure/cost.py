@@ -130,7 +130,7 @@ def predict(model: list[dict], op: str, nbytes: int, world: int, path: str | Non
         known = sorted({f"{r['op']} over {r['path']}{' in a graph' if r['graph'] else ''}" for r in model
                         if "to_bytes" in r and not r["path"].startswith("bare ")})
         raise UserError(f"the model has no {op}{f' over {path}' if path else ''}{' in a graph' if graph else ''}; "
-                        f"it has {', '.join(known) or 'no collective: fit it with a collectives.json of that machine too'}")
+                        f"it has {', '.join(known) or 'no collective: fit it with a collectives.json too'}")
     measured = max((r["world"] for r in rows if r["world"] <= world), default=min(r["world"] for r in rows))
     by_path = defaultdict(list)
     for r in rows:
