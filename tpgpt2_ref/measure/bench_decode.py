@@ -150,8 +150,8 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 @contextmanager
 def one_thread(device):
-    """On GPUs. Transformers works on the CPU between its launches, in pieces so small that a host of many cores loses
-    by sharing them out: `transformers_threads.json` holds a step with all of torch's threads, and with one."""
+    """On GPUs. On a host of many cores transformers' steps were several times faster with one of torch's CPU threads
+    than with all (`transformers_threads.json`); that it loses by sharing out small work is likely, not shown."""
     import torch
 
     threads = torch.get_num_threads()

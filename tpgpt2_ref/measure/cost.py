@@ -20,7 +20,9 @@ from statistics import median, quantiles
 from ..errors import UserError
 
 MAX_PIECES = 4
-PIECE_COSTS = 0.02  # squared relative errors that a further piece must save: about 14 % at one size
+# Squared relative errors that a further piece must save: about 14 % at one size. Chosen over many random halves of the
+# recorded sizes; sizes that are held out in the shipped half were among them.
+PIECE_COSTS = 0.02
 STARTS = 16  # how many starts are tried
 FEWEST_SIZES = 6  # 3 to fit, 3 to judge
 
