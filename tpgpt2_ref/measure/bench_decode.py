@@ -140,7 +140,7 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
             self.times.append(time.perf_counter())
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    with one_thread(peer.device):
+    with without_cudnn_attention():
         for tokens in (4, new_tokens):
             clock = Clock()
             peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
@@ -149,18 +149,17 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 
 @contextmanager
-def one_thread(device):
-    """On GPUs. On a host of many cores transformers' steps were several times faster with one of torch's CPU threads
-    than with all (`transformers_threads.json`); that it loses by sharing out small work is likely, not shown."""
+def without_cudnn_attention():
+    """PyTorch prefers cuDNN's attention on new GPUs. It makes a plan for each new length, which took some 60 ms a step on
+    an H200 the first time that a text reached that length (`transformers_cudnn.json`)."""
     import torch
 
-    threads = torch.get_num_threads()
-    if device.type == "cuda":
-        torch.set_num_threads(1)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def peer_model(config, dtype_name: str, world):
