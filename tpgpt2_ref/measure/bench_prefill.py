@@ -13,7 +13,7 @@ import time
 from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
 from ..weights import find_checkpoint
-from .bench_decode import one_thread, peer_model, random_prompts, sum_name
+from .bench_decode import peer_model, random_prompts, sum_name
 from .results import BOOK_RESULTS, Run, machine_card, save
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
@@ -74,8 +74,7 @@ def run(args, world) -> dict:
                 engine.close()
             if peer is not None:
                 step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
-                with one_thread(world.device):
-                    measure(step, "transformers", "forward", batch, length, args, world, "none")
+                measure(step, "transformers", "forward", batch, length, args, world, "none")
             if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
                 result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record, samples))
     return result

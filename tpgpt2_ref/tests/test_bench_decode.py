@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from tpgpt2_ref.measure.bench_decode import without_cudnn_attention
 from tpgpt2_ref.measure.results import load
 
 from .conftest import cli_json, run_cli
@@ -20,6 +22,14 @@ def test_decode(tmp_path):
         assert (r["tp"], r["sum"], r["prompt_len"], r["new_tokens"]) == (1, "none", 8, 5)
     assert result["why_eager"] == "CUDA graphs need a GPU"
     assert load(result["saved"]).rows == result["rows"]
+
+
+def test_transformers_is_measured_without_cudnn_attention():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(KeyError), without_cudnn_attention():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise KeyError
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 def test_two_ranks():
