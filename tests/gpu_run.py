@@ -34,12 +34,13 @@ from tpgpt2_ref.parallel.launch import gpu_count  # noqa: E402
 
 @dataclass(frozen=True)
 class Step:
-    """One command, its limit in seconds and the GPUs it needs."""
+    """One command, its limit in seconds and the GPUs it needs; `parts`: so many of it at once, each with its --part."""
 
     name: str
     argv: list[str]
     limit: float
     gpus: int = 1
+    parts: int = 1
 
 
 def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
@@ -53,9 +54,10 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     def part(name, limit, tp, bench, *argv):  # one of the runs that `merge` puts together
         return Step(name, ours("bench", bench, *argv, "--json", "--record", out / "parts" / name), limit, tp)
 
-    def pytest(limit, *argv):
-        return Step("tests", [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider",
-                              *argv], limit)
+    def pytest(*argv):
+        return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider", *argv]
+
+    compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, parts=6)
 
     if quick:
         found, last = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
@@ -85,10 +87,12 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               "--sizes", "1K,4K,16K,64K,256K,1M,4M,16M,64M"))
         return [*found, *traces(ours, out, tps[-1:]),
                 Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
-                pytest(300, "-m", "gpu or gpus", "-k", "cuda_graph or kernels or push or two_gpus or two_nccl")]
+                compiled, Step("tests", pytest("-m", "(gpu or gpus) and not compiles", "-k", "cuda_graph or timeline "
+                                               "or trace or push or two_gpus or two_nccl"), 300)]
     found = [
         Step("doctor", ours("doctor"), 120),
-        pytest(900, "-m", "gpu or gpus"),
+        compiled,
+        Step("tests", pytest("-m", "(gpu or gpus) and not compiles"), 900),
         Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
              2),
         Step("attention", ours("bench", "attention", *keep), 600),
@@ -144,17 +148,21 @@ def run(step: Step, out: Path, gpus: int) -> dict:
     """Run one step into its log; end it, and all it started, at its limit."""
     if step.gpus > gpus:
         return {"step": step.name, "result": f"left out: needs {step.gpus} GPUs", "seconds": 0.0}
-    begin, log = time.monotonic(), out / f"{step.name}.log"
+    begin = time.monotonic()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    with log.open("w") as f, (out / f"{step.name}.out").open("w") as stdout:
-        process = subprocess.Popen(step.argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout, stderr=f, env=env,
-                                   start_new_session=True)
-        try:
-            status = process.wait(step.limit)
-            result = "ok" if status == 0 else f"failed with status {status}"
-        except subprocess.TimeoutExpired:
-            result = f"stopped after its {step.limit:.0f} s"
-        finally:
+    processes = []
+    for part in range(1, step.parts + 1):
+        name, more = (f"{step.name}-{part}", ["--part", f"{part}/{step.parts}"]) if step.parts > 1 else (step.name, [])
+        with (out / f"{name}.log").open("w") as log, (out / f"{name}.out").open("w") as stdout:
+            processes.append(subprocess.Popen([*step.argv, *more], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
+                                              stderr=log, env=env, start_new_session=True))
+    try:
+        statuses = [process.wait(max(0.0, begin + step.limit - time.monotonic())) for process in processes]
+        result = "ok" if not any(statuses) else f"failed with status {' '.join(map(str, statuses))}"
+    except subprocess.TimeoutExpired:
+        result = f"stopped after its {step.limit:.0f} s"
+    finally:
+        for process in processes:
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:

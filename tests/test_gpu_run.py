@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,20 @@ def test_steps_grow_with_the_gpus(tmp_path):
             "tests"} <= {s.name for s in quick}
 
 
+def test_the_steps_run_every_gpu_test_once(tmp_path):
+    def tests(argv):
+        out = subprocess.run([*argv, "--collect-only"], cwd=gpu_run.ROOT, capture_output=True, text=True).stdout
+        return [line for line in out.splitlines() if "::" in line]
+
+    steps = {s.name: s for s in gpu_run.steps(tmp_path, 1)}
+    *pytest, selected = steps["tests-compiled"].argv
+    assert "compiles" in selected
+    compiled, others = tests([*pytest, selected]), tests(steps["tests"].argv)
+    assert sorted(compiled + others) == sorted(tests([*pytest, "gpu or gpus"]))
+    parts = [tests([*pytest, selected, "--part", f"{i}/2"]) for i in (1, 2)]
+    assert parts == [compiled[::2], compiled[1::2]]
+
+
 def test_the_commands_of_the_steps_are_understood(tmp_path):
     """Each command line gets past the parser of its command."""
     for quick in (False, True):
@@ -42,6 +57,9 @@ def test_a_step_that_fails_or_hangs_is_ended_and_logged(tmp_path):
     assert step("good", "print('hello')")["result"] == "ok" and (tmp_path / "good.out").read_text() == "hello\n"
     assert step("bad", "import sys; sys.exit('no')")["result"] == "failed with status 1"
     assert (tmp_path / "bad.log").read_text() == "no\n"
+    each = [sys.executable, "-c", "import sys; sys.exit(sys.argv[2] == '2/3')"]
+    parts = gpu_run.run(gpu_run.Step("parts", each, 20.0, 0, parts=3), tmp_path, 0)
+    assert parts["result"] == "failed with status 0 1 0" and (tmp_path / "parts-3.log").exists()
     begin = time.monotonic()
     assert step("slow", "import time; time.sleep(60)", limit=1.0)["result"] == "stopped after its 1 s"
     assert time.monotonic() - begin < 10

@@ -18,13 +18,24 @@ from tpgpt2_ref.parallel.launch import free_port, gpu_count, rank_env
 ROOT = Path(__file__).parents[2]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", metavar="I/N", help="of the selected tests, every Nth from the Ith on: N processes with "
+                     "I = 1 ... N run all of them, side by side")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "gpus(n): needs n GPUs")
     config.addinivalue_line("markers", "slow: minutes long; run with -m slow")
+    config.addinivalue_line("markers", "compiles: compiles many kernels, one core at a time; see --part")
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
+    if config.option.part:
+        part, parts = map(int, config.option.part.split("/"))
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != part - 1])
+        items[:] = items[part - 1::parts]
     have, wanted = gpu_count(), "slow" in (config.option.markexpr or "")
     for item in items:
         need = next((m.args[0] for m in item.iter_markers("gpus")), 1 if item.get_closest_marker("gpu") else 0)
