@@ -57,6 +57,9 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     def pytest(*argv):
         return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider", *argv]
 
+    cost = Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120)
+    chapters = Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
+                                 str(out / "chapters")], 600)
     compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, parts=6)
 
     if quick:
@@ -82,13 +85,12 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                           part(f"prefill-{model}-alone{n}", 60, 1, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
                                "--prompt-len", 128, 512, 1000)]
         for link in ("host memory", "sockets"):
-            found.append(part(f"collectives-{link.split()[0]}", 60, 2, "collectives", "--tp", 2, "--link", link,
+            found.append(part(f"collectives-{link.split()[0]}", 120, 2, "collectives", "--tp", 2, "--link", link,
                               "--samples", 20, "--ops", "all_reduce,all_gather",
-                              "--sizes", "1K,4K,16K,64K,256K,1M,4M,16M,64M"))
-        return [*found, *traces(ours, out, tps[-1:]),
-                Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2),
-                compiled, Step("tests", pytest("-m", "(gpu or gpus) and not compiles", "-k", "cuda_graph or timeline "
-                                               "or trace or push or two_gpus or two_nccl"), 300)]
+                              "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
+        some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
+                      "cuda_graph or timeline or trace or push or two_gpus or two_nccl")
+        return [*found, *traces(ours, out, tps[-1:]), cost, compiled, Step("tests", some, 300), chapters]
     found = [
         Step("doctor", ours("doctor"), 120),
         compiled,
@@ -102,11 +104,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
             found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 64, "--prompt-len", 128, 512),
                       part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
-    found += traces(ours, out, tps)
-    found.append(Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 2))
-    found.append(Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
-                                   str(out / "chapters")], 600))
-    return found
+    return [*found, *traces(ours, out, tps), cost, chapters]
 
 
 def traces(ours, out: Path, tps: list[int]) -> list[Step]:

@@ -150,8 +150,8 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 @contextmanager
 def without_cudnn_attention():
-    """PyTorch prefers cuDNN's attention on new GPUs. That makes a plan for each new length: on an H200 a step took some
-    60 ms longer the first time that a text reached a length (`transformers_cudnn.json`)."""
+    """PyTorch prefers cuDNN's attention on Hopper, which builds a graph for each new length (cudnn/MHA.cpp there): on an
+    H200 a step took some 60 ms longer the first time that a text reached a length (`transformers_cudnn.json`)."""
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
