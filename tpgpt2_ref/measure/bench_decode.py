@@ -150,7 +150,7 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 @contextmanager
 def without_cudnn_attention():
-    """PyTorch prefers cuDNN's attention on Hopper, which builds a graph for each new length (cudnn/MHA.cpp there): on an
+    """PyTorch prefers cuDNN's attention on Hopper, which builds a graph for each new length (its cudnn/MHA.cpp): on an
     H200 a step took some 60 ms longer the first time that a text reached a length (`transformers_cudnn.json`)."""
     import torch
 
