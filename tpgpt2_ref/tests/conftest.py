@@ -1,6 +1,7 @@
 """Shared by the package's tests: checkpoints that Hugging Face wrote, groups of gloo ranks, GPU markers."""
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -18,9 +19,19 @@ from tpgpt2_ref.parallel.launch import free_port, gpu_count, rank_env
 ROOT = Path(__file__).parents[2]
 
 
+def part(text: str) -> tuple[int, int]:
+    try:
+        i, n = map(int, text.split("/"))
+    except ValueError:
+        i, n = 0, 0
+    if not 1 <= i <= n:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 2/6")
+    return i, n
+
+
 def pytest_addoption(parser):
-    parser.addoption("--part", metavar="I/N", help="of the selected tests, every Nth from the Ith on: N processes with "
-                     "I = 1 ... N run all of them, side by side")
+    parser.addoption("--part", type=part, metavar="I/N", help="of the selected tests, every Nth from the Ith on: N "
+                     "processes with I = 1 ... N run all of them, side by side")
 
 
 def pytest_configure(config):
@@ -32,10 +43,10 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
-    if config.option.part:
-        part, parts = map(int, config.option.part.split("/"))
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != part - 1])
-        items[:] = items[part - 1::parts]
+    if chosen := config.getoption("--part", None):
+        i, n = chosen
+        config.hook.pytest_deselected(items=[item for k, item in enumerate(items) if k % n != i - 1])
+        items[:] = items[i - 1::n]
     have, wanted = gpu_count(), "slow" in (config.option.markexpr or "")
     for item in items:
         need = next((m.args[0] for m in item.iter_markers("gpus")), 1 if item.get_closest_marker("gpu") else 0)
