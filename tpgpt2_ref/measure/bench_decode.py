@@ -150,8 +150,8 @@ def peer_times(peer, prompts: list[list[int]], new_tokens: int) -> list[float]:
 
 @contextmanager
 def without_cudnn_attention():
-    """PyTorch prefers cuDNN's attention on Hopper, which builds a graph for each new length (its cudnn/MHA.cpp): on an
-    H200 a step took some 60 ms longer the first time that a text reached a length (`transformers_cudnn.json`)."""
+    """PyTorch prefers cuDNN's attention on Hopper, which builds a graph for each new length (its cudnn/MHA.cpp).
+    That is most of a step's time whenever a text reaches a length for the first time (`transformers_cudnn.json`)."""
     import torch
 
     before = torch.backends.cuda.cudnn_sdp_enabled()
