@@ -1,11 +1,13 @@
 """Everything that wants GPUs, in one call: GPU tests, benches, traces, cost model, chapters.
 
     python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2 or 4 GPUs allow
-    python tests/gpu_run.py --out FOLDER --only tests,collectives
+    python tests/gpu_run.py --out FOLDER --only 'tests*,collectives'
     python tests/gpu_run.py --out FOLDER --quick         what tells most, with fewer sizes and models
+    python tests/gpu_run.py --out FOLDER --gpus 2        a host of 4 GPUs as two machines of 2, side by side
     python tests/gpu_run.py --list                       the steps and their limits
 
-Each step has its own time limit, and one that fails doesn't stop the others. FOLDER gets each step's log,
+Steps that need fewer GPUs than there are run side by side, each on GPUs of its own. Each has its own time limit, and
+one that fails doesn't stop the others; --minutes limits them all. FOLDER gets each step's log,
 `results/<machine>/*.json` as `book/results` wants them, traces and the chapters with their new outputs. The last
 thing printed is a table of what worked. Exit status 1 if any step failed.
 """
@@ -19,7 +21,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import inf
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,19 +33,22 @@ FAMILY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 SIZES = ",".join(str(n) for k in range(8, 30) for n in (1 << k, 3 << k - 1)) + ",1G"
 sys.path.insert(0, str(ROOT))
 
+from tpgpt2_ref.errors import UserError  # noqa: E402
 from tpgpt2_ref.measure import results  # noqa: E402
 from tpgpt2_ref.parallel.launch import gpu_count  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, its limit in seconds and the GPUs it needs; `parts`: so many of it at once, each with its --part."""
+    """One command, its limit in seconds and the GPUs it needs; `parts`: so many of it at once, each with its --part;
+    `last`: not before all others have ended."""
 
     name: str
     argv: list[str]
     limit: float
     gpus: int = 1
     parts: int = 1
+    last: bool = False
 
 
 def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
@@ -57,27 +65,26 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     def pytest(*argv):
         return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider", *argv]
 
-    cost = Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120)
+    cost = Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 0, last=True)
     chapters = Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
-                                 str(out / "chapters")], 600)
-    compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, parts=6)
+                                 str(out / "chapters")], 600, gpus)
+    compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, gpus, parts=6)
 
     if quick:
         found, last = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
-        for tp in tps:
-            found.append(part(f"ladder-tp{tp}", 150, tp, "decode", "--tp", tp))
-        for tp in tps:
+        for tp in reversed(tps):  # what takes most GPUs first: the rest fills the gaps
+            found.append(part(f"ladder-tp{tp}", 180, tp, "decode", "--tp", tp))
+            if tp > 1:
+                found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
+                          part(f"collectives-tp{tp}", 300, tp, "collectives", "--tp", tp, "--sizes", SIZES,
+                               "--samples", 21, "--rounds", 3)]
             for model in FAMILY:
                 shared = ["--model", f"random:{model}", "--tp", tp]
                 more = [64, "--prompt-len", *((512,) if model == "gpt2" else (128, 512))]
-                found += [part(f"decode-{model}-tp{tp}", 90, tp, "decode", *shared, *last, *more),
+                found += [part(f"decode-{model}-tp{tp}", 120, tp, "decode", *shared, *last, *more),
                           part(f"prefill-{model}-tp{tp}", 60, tp, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
                                "--prompt-len", 128, 512, 1000)]
-            if tp > 1:
-                found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
-                          part(f"collectives-tp{tp}", 240, tp, "collectives", "--tp", tp, "--sizes", SIZES,
-                               "--samples", 21, "--rounds", 3)]
-        for n in (2, 4):  # one rank's own part of n
+        for n in tps[1:3] or (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
                 found += [part(f"decode-{model}-alone{n}", 90, 1, "decode", *shared, *last, 64, "--prompt-len", 128,
@@ -90,13 +97,13 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
         some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
                       "cuda_graph or timeline or trace or push or two_gpus or two_nccl")
-        return [*found, *traces(ours, out, tps[-1:]), cost, compiled, Step("tests", some, 300), chapters]
+        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 300, gpus), chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
         compiled,
-        Step("tests", pytest("-m", "(gpu or gpus) and not compiles"), 900),
+        Step("tests", pytest("-m", "(gpu or gpus) and not compiles"), 900, gpus),
         Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
-             2),
+             max(2, gpus)),
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:
@@ -104,7 +111,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
             found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 64, "--prompt-len", 128, 512),
                       part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
-    return [*found, *traces(ours, out, tps), cost, chapters]
+    return [*found, *traces(ours, out, tps), chapters, cost]
 
 
 def traces(ours, out: Path, tps: list[int]) -> list[Step]:
@@ -128,9 +135,11 @@ def merge(out: Path) -> None:
     for paths in parts.values():
         raw = [p.parent / "raw" / p.name for p in paths]
         samples = None
+        run = results.one_machine([results.load(p) for p in paths])
         if all(r.exists() for r in raw):
             samples = [row["us"] for r in raw for row in json.loads(r.read_text())["rows"]]
-        results.save(results.one_machine([results.load(p) for p in paths]), out / "results", samples)
+            samples = samples if len(samples) == len(run.rows) else None  # a part was ended between its two files
+        results.save(run, out / "results", samples)
 
 
 def fit(out: Path) -> int:
@@ -142,12 +151,47 @@ def fit(out: Path) -> int:
     return status
 
 
-def run(step: Step, out: Path, gpus: int) -> dict:
-    """Run one step into its log; end it, and all it started, at its limit."""
-    if step.gpus > gpus:
-        return {"step": step.name, "result": f"left out: needs {step.gpus} GPUs", "seconds": 0.0}
+def run_all(todo: list[Step], out: Path, machines: list[list[str]], minutes: float = inf, after=None) -> list[dict]:
+    """Run the steps in order, each as soon as the GPUs it needs are free: -> a row of what came of each.
+
+    machines  GPUs as CUDA_VISIBLE_DEVICES names them, by machine: a step sees those of one, its own first
+    after     called whenever a step has ended
+    """
+    end, free = time.monotonic() + 60 * minutes, [list(gpus) for gpus in machines]
+    table, running, waiting = [], {}, list(todo)
+    with ThreadPoolExecutor(len(todo) or 1) as pool:
+        while waiting or running:
+            for step in list(waiting):
+                able = [m for m, gpus in enumerate(machines) if step.gpus <= len(gpus)]
+                place = next((m for m in able if step.gpus <= len(free[m])), None)
+                if not able or time.monotonic() > end:
+                    table.append({"step": step.name, "result": f"left out: needs {step.gpus} GPUs" if not able else
+                                  f"left out: the {minutes:g} minutes were over", "seconds": 0.0})
+                elif place is None or step.last and (running or not all(s.last for s in waiting)):
+                    continue
+                else:
+                    own = free[place][: step.gpus]
+                    free[place] = free[place][step.gpus:]
+                    seen = [*own, *(gpu for gpu in machines[place] if gpu not in own)]
+                    running[pool.submit(run, step, out, seen, end)] = place, own
+                waiting.remove(step)
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                place, own = running.pop(future)
+                free[place] = sorted([*free[place], *own], key=machines[place].index)
+                table.append(future.result())
+                print(f"{table[-1]['step']}: {table[-1]['result']} ({table[-1]['seconds']} s)", flush=True)
+                if after:
+                    after()
+    return table
+
+
+def run(step: Step, out: Path, gpus: list[str], end: float = inf) -> dict:
+    """Run one step into its log, with these GPUs to see; end it, and all it started, at its limit or at `end`."""
     begin = time.monotonic()
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    limit = min(step.limit, end - begin)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+           **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
     processes = []
     for part in range(1, step.parts + 1):
         name, more = (f"{step.name}-{part}", ["--part", f"{part}/{step.parts}"]) if step.parts > 1 else (step.name, [])
@@ -155,10 +199,10 @@ def run(step: Step, out: Path, gpus: int) -> dict:
             processes.append(subprocess.Popen([*step.argv, *more], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
                                               stderr=log, env=env, start_new_session=True))
     try:
-        statuses = [process.wait(max(0.0, begin + step.limit - time.monotonic())) for process in processes]
+        statuses = [process.wait(max(0.0, begin + limit - time.monotonic())) for process in processes]
         result = "ok" if not any(statuses) else f"failed with status {' '.join(map(str, statuses))}"
     except subprocess.TimeoutExpired:
-        result = f"stopped after its {step.limit:.0f} s"
+        result = f"stopped after its {limit:.0f} s"
     finally:
         for process in processes:
             try:
@@ -166,7 +210,16 @@ def run(step: Step, out: Path, gpus: int) -> dict:
             except ProcessLookupError:
                 pass
             process.wait()
-    return {"step": step.name, "result": result, "seconds": round(time.monotonic() - begin, 1)}
+    return {"step": step.name, "result": result, "seconds": round(time.monotonic() - begin, 1),
+            "gpus": ",".join(gpus[: step.gpus])}
+
+
+def machines_of(size: int | None) -> list[list[str]]:
+    """This host's GPUs, by index or as CUDA_VISIBLE_DEVICES names them, cut into machines of `size`."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = names if names != [""] else [str(i) for i in range(gpu_count())]
+    size = size or max(1, len(gpus))
+    return [gpus[i : i + size] for i in range(0, len(gpus) - size + 1, size)] or [gpus]
 
 
 def stamp(out: Path, commit: str) -> None:
@@ -178,19 +231,23 @@ def stamp(out: Path, commit: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for logs, results, traces and chapters")
-    parser.add_argument("--only", help="steps, separated by commas; trace means every trace")
+    parser.add_argument("--only", help="steps, separated by commas, with * for any letters: 'tests*,*-tp4'")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of a machine (default: all; of 4 GPUs, 2 make two "
+                        "machines, between which the steps are shared out)")
+    parser.add_argument("--minutes", type=float, default=inf, metavar="M", help="end whatever runs after so long, and "
+                        "leave the rest out")
     parser.add_argument("--quick", action="store_true", help="the steps that tell most, with fewer sizes and models")
     parser.add_argument("--commit", help="the commit that this copy is of, where git does not know")
     parser.add_argument("--list", action="store_true", help="print the steps and stop")
     parser.add_argument("--fit", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    gpus, out = gpu_count(), (args.out or Path("gpu_run")).resolve()
-    todo = steps(out, gpus, args.quick)
+    machines, out = machines_of(args.gpus), (args.out or Path("gpu_run")).resolve()
+    todo = steps(out, len(machines[0]), args.quick)
     if args.only:
-        wanted = args.only.split(",")
-        todo = [s for s in todo if any(s.name == w or s.name.startswith(f"{w}-") for w in wanted)]
-        if not todo:
-            parser.error(f"--only {args.only}: no such step; --list names them")
+        for wanted in args.only.split(","):
+            if not any(fnmatch(s.name, wanted) for s in todo):
+                parser.error(f"--only {wanted}: no such step; --list names them")
+        todo = [s for s in todo if any(fnmatch(s.name, wanted) for wanted in args.only.split(","))]
     if args.list:
         print("\n".join(f"{s.name:36}{s.gpus} GPU{'s' * (s.gpus > 1):2} <= {s.limit:.0f} s" for s in todo))
         return 0
@@ -199,14 +256,17 @@ def main() -> int:
     if args.fit:
         return fit(out)
     out.mkdir(parents=True, exist_ok=True)
-    table = []
-    for step in todo:
-        table.append(run(step, out, gpus))
-        print(f"{step.name}: {table[-1]['result']} ({table[-1]['seconds']} s)", flush=True)
-        if (out / "parts").is_dir():
-            merge(out)  # after each step: what is measured is kept, whatever comes later
-        if args.commit:
-            stamp(out, args.commit)
+
+    def keep():  # after each step: what is measured is kept, whatever comes later
+        try:
+            if (out / "parts").is_dir():
+                merge(out)
+            if args.commit:
+                stamp(out, args.commit)
+        except UserError as e:
+            print(f"not put together: {e}", file=sys.stderr)
+
+    table = run_all(todo, out, machines, args.minutes, keep)
     (out / "summary.json").write_text(json.dumps({"machine": results.machine_card(), "steps": table}, indent=1))
     print(f"\n{'step':36}{'seconds':>9}  result")
     print("\n".join(f"{row['step']:36}{row['seconds']:>9}  {row['result']}" for row in table))

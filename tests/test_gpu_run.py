@@ -24,7 +24,7 @@ def test_steps_grow_with_the_gpus(tmp_path):
     assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
     for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
-    assert {"ladder-tp2", "decode-nccl-tp2", "decode-gpt2-xl-tp1", "decode-gpt2-alone4", "collectives-host",
+    assert {"ladder-tp2", "decode-nccl-tp2", "decode-gpt2-xl-tp1", "decode-gpt2-alone2", "collectives-host",
             "tests"} <= {s.name for s in quick}
 
 
@@ -51,19 +51,48 @@ def test_the_commands_of_the_steps_are_understood(tmp_path):
 
 
 def test_a_step_that_fails_or_hangs_is_ended_and_logged(tmp_path):
-    def step(name, code, limit=20.0, gpus=0):
-        return gpu_run.run(gpu_run.Step(name, [sys.executable, "-c", code], limit, gpus), tmp_path, 0)
+    def step(name, code, limit=20.0):
+        return gpu_run.run(gpu_run.Step(name, [sys.executable, "-c", code], limit), tmp_path, [])
 
     assert step("good", "print('hello')")["result"] == "ok" and (tmp_path / "good.out").read_text() == "hello\n"
     assert step("bad", "import sys; sys.exit('no')")["result"] == "failed with status 1"
     assert (tmp_path / "bad.log").read_text() == "no\n"
     each = [sys.executable, "-c", "import sys; sys.exit(sys.argv[2] == '2/3')"]
-    parts = gpu_run.run(gpu_run.Step("parts", each, 20.0, 0, parts=3), tmp_path, 0)
+    parts = gpu_run.run(gpu_run.Step("parts", each, 20.0, 0, parts=3), tmp_path, [])
     assert parts["result"] == "failed with status 0 1 0" and (tmp_path / "parts-3.log").exists()
     begin = time.monotonic()
     assert step("slow", "import time; time.sleep(60)", limit=1.0)["result"] == "stopped after its 1 s"
     assert time.monotonic() - begin < 10
-    assert step("more", "1", gpus=2)["result"] == "left out: needs 2 GPUs"
+
+
+def test_steps_run_side_by_side_on_gpus_of_their_own(tmp_path):
+    def step(name, gpus, last=False):  # says which GPUs it saw, and when it ran
+        code = ("import os, time; begin = time.time(); time.sleep(0.5); "
+                "print(os.environ.get('CUDA_VISIBLE_DEVICES'), begin, time.time())")
+        return gpu_run.Step(name, [sys.executable, "-c", code], 20.0, gpus, last=last)
+
+    todo = [step("end", 0, last=True), step("a", 1), step("pair", 2), step("b", 1), step("four", 4)]
+    table = gpu_run.run_all(todo, tmp_path, [["0", "1"], ["2", "3"]])
+    assert {row["step"]: row["result"] for row in table} == {
+        "end": "ok", "a": "ok", "pair": "ok", "b": "ok", "four": "left out: needs 4 GPUs"}
+    said = {name: (tmp_path / f"{name}.out").read_text().split() for name in ("end", "a", "pair", "b")}
+    seen = {name: words[0] for name, words in said.items()}
+    assert seen == {"end": "0,1", "a": "0,1", "pair": "2,3", "b": "1,0"}  # its own first, then the machine's others
+    begins, ends = ({name: float(words[i]) for name, words in said.items()} for i in (1, 2))
+    assert max(begins[n] for n in ("a", "pair", "b")) < min(ends[n] for n in ("a", "pair", "b"))
+    assert begins["end"] > max(ends[n] for n in ("a", "pair", "b"))
+
+
+def test_what_the_minutes_do_not_hold_is_left_out(tmp_path):
+    slow = [gpu_run.Step(f"slow{i}", [sys.executable, "-c", "import time; time.sleep(60)"], 50.0) for i in range(2)]
+    table = gpu_run.run_all(slow, tmp_path, [["0"]], minutes=0.02)
+    assert [row["result"] for row in table] == ["stopped after its 1 s", "left out: the 0.02 minutes were over"]
+
+
+def test_a_host_is_cut_into_machines(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert gpu_run.machines_of(2) == [["4", "5"], ["6", "7"]]
+    assert gpu_run.machines_of(None) == gpu_run.machines_of(8) == [["4", "5", "6", "7"]]
 
 
 def test_parts_become_one_file_with_its_samples(tmp_path):

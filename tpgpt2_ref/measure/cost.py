@@ -55,7 +55,7 @@ def fit_collectives(rows: list[dict]) -> list[dict]:
 
 def calls_in_a_row(nbytes: int, cuda: bool) -> int:
     """How many calls one sample of the sweep is the mean of."""
-    return min(100, max(1, 2**24 // nbytes)) if cuda else min(10, max(1, 2**16 // nbytes))
+    return min(100, max(4, 2**26 // nbytes)) if cuda else min(10, max(1, 2**16 // nbytes))
 
 
 def fit_start(paths: list[list[dict]]) -> float:
@@ -98,8 +98,9 @@ def _points(rows: list[dict]) -> list[tuple[int, float]]:
 
 
 def _calls(row: dict) -> int:
-    """A row's calls in a row; rows that don't say are of a sweep with today's counts, gloo's on CPUs."""
-    return row.get("calls") or calls_in_a_row(row["bytes"], "gloo" not in row["path"])
+    """A row's calls in a row; rows that don't say are of the first sweeps, gloo's on CPUs."""
+    first = calls_in_a_row(row["bytes"], False) if "gloo" in row["path"] else min(100, max(1, 2**24 // row["bytes"]))
+    return row.get("calls") or first
 
 
 def _joined(pieces: list[dict], sizes: list[int]) -> list[dict]:
