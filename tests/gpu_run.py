@@ -66,8 +66,9 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
         return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider", *argv]
 
     cost = Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 0, last=True)
-    chapters = Step("chapters", [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out",
-                                 str(out / "chapters")], 600, gpus)
+    execute = [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out", str(out / "chapters")]
+    chapters = [Step(f"chapter-{path.stem}", [*execute, str(path)], 300, gpus)
+                for path in sorted((ROOT / "book").glob("*.ipynb"))]
     compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, gpus, parts=6)
 
     if quick:
@@ -97,7 +98,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
         some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
                       "cuda_graph or timeline or trace or push or two_gpus or two_nccl")
-        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 300, gpus), chapters, cost]
+        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 300, gpus), *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
         compiled,
@@ -111,7 +112,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
             found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 64, "--prompt-len", 128, 512),
                       part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
-    return [*found, *traces(ours, out, tps), chapters, cost]
+    return [*found, *traces(ours, out, tps), *chapters, cost]
 
 
 def traces(ours, out: Path, tps: list[int]) -> list[Step]:
@@ -190,7 +191,8 @@ def run(step: Step, out: Path, gpus: list[str], end: float = inf) -> dict:
     """Run one step into its log, with these GPUs to see; end it, and all it started, at its limit or at `end`."""
     begin = time.monotonic()
     limit = min(step.limit, end - begin)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    threads = max(1, (os.cpu_count() or 1) // max(1, gpu_count()))  # more in all than cores, and they wait for each other
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
            **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
     processes = []
     for part in range(1, step.parts + 1):

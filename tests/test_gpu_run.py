@@ -20,7 +20,7 @@ def test_steps_grow_with_the_gpus(tmp_path):
     names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4)}
     assert all(len(set(found)) == len(found) for found in names.values())
     assert set(names[1]) < set(names[2]) < set(names[4])
-    assert {"tests", "attention", "collectives", "decode-gpt2-tp1", "chapters"} <= set(names[1])
+    assert {"tests", "attention", "collectives", "decode-gpt2-tp1", "chapter-decode"} <= set(names[1])
     assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
     for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
