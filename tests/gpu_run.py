@@ -191,8 +191,9 @@ def run(step: Step, out: Path, gpus: list[str], end: float = inf) -> dict:
     """Run one step into its log, with these GPUs to see; end it, and all it started, at its limit or at `end`."""
     begin = time.monotonic()
     limit = min(step.limit, end - begin)
-    threads = max(1, (os.cpu_count() or 1) // max(1, gpu_count()))  # more in all than cores, and they wait for each other
-    env = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    threads = max(1, (os.cpu_count() or 1) // max(1, gpu_count()))  # steps side by side share the cores
+    env = {"OMP_NUM_THREADS": str(threads), **os.environ,
+           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
            **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
     processes = []
     for part in range(1, step.parts + 1):

@@ -19,7 +19,7 @@ from .config import DTYPES, FAMILY, CacheConfig, GPT2Config
 from .errors import UserError
 
 ON_BOARD = Path(__file__).parent / "checkpoints"
-CHUNK = 1 << 18  # random elements made at once
+CHUNK = {"cpu": 1 << 18, "cuda": 1 << 20}  # random elements made at once: a CPU's cache holds them
 IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")  # causal masks, and the tied head's copy
 
 
@@ -131,26 +131,26 @@ class RandomTensor:
     """Seeded random weights, uniform with GPT-2's standard deviation of 0.02 (around 1 for LayerNorm's weight).
 
     An element is a hash of its name and index, so that any shard of it is the same on every device and at every
-    TP size, and costs only itself. The hash is Wellons' lowbias32.
+    TP size, and costs only itself. The hash is Wellons' lowbias32. like: whose device and dtype they are made in
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], seed: int = 0):
-        self.shape, self.seed = shape, zlib.crc32(f"{seed}:{name}".encode())
+    def __init__(self, name: str, shape: tuple[int, ...], seed: int, like):
+        self.shape, self.seed, self.like = shape, zlib.crc32(f"{seed}:{name}".encode()), like
         self.offset = 1.0 if re.search(r"ln_\w\.weight", name) else 0.0
 
     def __getitem__(self, index):
         import torch
 
         index = index if isinstance(index, tuple) else (index,)
-        axes = [torch.arange(n, dtype=torch.int32)[s] for n, s in zip(self.shape, (*index, slice(None)))]
-        seed = torch.tensor(self.seed - 2**31, dtype=torch.int32)
-        out = torch.empty([len(axis) for axis in axes])
-        rows = max(1, CHUNK // max(1, out[:1].numel()))
-        for part, first in zip(out.split(rows), axes[0].split(rows)):  # a piece at a time stays in the CPU's cache
-            x = first ^ seed if len(axes) == 1 else (first[:, None] * self.shape[1] + axes[1]) ^ seed
+        device = self.like.device
+        axes = [torch.arange(n, dtype=torch.int32, device=device)[s] for n, s in zip(self.shape, (*index, slice(None)))]
+        out = self.like.new_empty([len(axis) for axis in axes])
+        rows = max(1, CHUNK[device.type] // max(1, out[:1].numel()))
+        for part, first in zip(out.split(rows), axes[0].split(rows)):
+            x = (first if len(axes) == 1 else first[:, None] * self.shape[1] + axes[1]) ^ (self.seed - 2**31)
             x = (x ^ (x >> 16 & 0xFFFF)).mul_(0x7FEB352D)  # int32 wraps, and >> keeps the sign: mask it off
             x = (x ^ (x >> 15 & 0x1FFFF)).mul_(0x846CA68B - 2**32)
-            torch.mul(x ^ (x >> 16 & 0xFFFF), 0.02 * 3**0.5 / 2**31, out=part).add_(self.offset)
+            part.copy_((x ^ (x >> 16 & 0xFFFF)).float().mul_(0.02 * 3**0.5 / 2**31).add_(self.offset))
         return out
 
 
@@ -193,7 +193,7 @@ def load_weights(gpt2, folder: Path | None, seed: int = 0) -> None:
 
     def tensor(name):
         return StoredTensor(opened[files[found[name]]], found[name]) if folder else \
-            RandomTensor(name, shapes[name], seed)
+            RandomTensor(name, shapes[name], seed, gpt2.wte.weight)
 
     with torch.no_grad():
         for name, module in gpt2.named_modules():

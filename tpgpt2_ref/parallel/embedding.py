@@ -16,6 +16,7 @@ from .collectives import all_gather, all_reduce
 from .linear import parameter, shard
 
 VOCAB_MULTIPLE = 64  # rows a rank: keeps the head's matrix product on the fast path
+ROWS = 8192  # rows loaded at once
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -37,7 +38,9 @@ class VocabParallelEmbedding(nn.Module):
 
     def load(self, weight):
         self.weight.zero_()
-        self.weight[: self.stop - self.start] = weight[self.start : self.stop]
+        for first in range(self.start, self.stop, ROWS):  # the largest tensor by far: whole, it would stand there twice
+            last = min(first + ROWS, self.stop)
+            self.weight[first - self.start : last - self.start] = weight[first:last]
 
 
 class ParallelLMHead(nn.Module):
