@@ -97,7 +97,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               "--samples", 20, "--ops", "all_reduce,all_gather",
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
         some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
-                      "cuda_graph or timeline or trace or push or two_gpus or two_nccl")
+                      "cuda_graph or timeline or trace or push or two_gpus or two_nccl or four")
         return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 300, gpus), *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
