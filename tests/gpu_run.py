@@ -23,6 +23,7 @@ import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from fnmatch import fnmatch
 from math import inf
 from pathlib import Path
@@ -141,6 +142,24 @@ def merge(out: Path) -> None:
             samples = [row["us"] for r in raw for row in json.loads(r.read_text())["rows"]]
             samples = samples if len(samples) == len(run.rows) else None  # a part was ended between its two files
         results.save(run, out / "results", samples)
+
+
+def merge_traces(out: Path) -> None:
+    """Put the timelines into one file a machine: a row says which forward it is of."""
+    of = ("model", "dtype", "tp", "plan", "phase", "batch", "prompt_len", "graph", "backend")
+    runs = {}
+    for path in sorted(out.glob("trace-*.out")):
+        try:
+            said = json.loads(path.read_text())
+        except ValueError:
+            continue  # its step failed, or has not ended
+        forward = {k: said[k] for k in of} | {"model": said["model"].removeprefix("random:")}
+        when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
+        run = runs.setdefault(said["machine"]["slug"], results.Run("timeline", said["machine"], [], when))
+        run.rows.extend(forward | {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+                        for row in said["rows"])
+    for run in runs.values():
+        results.save(run, out / "results")
 
 
 def fit(out: Path) -> int:
@@ -262,8 +281,8 @@ def main() -> int:
 
     def keep():  # after each step: what is measured is kept, whatever comes later
         try:
-            if (out / "parts").is_dir():
-                merge(out)
+            merge(out)
+            merge_traces(out)
             if args.commit:
                 stamp(out, args.commit)
         except UserError as e:

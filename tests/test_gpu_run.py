@@ -109,6 +109,19 @@ def test_parts_become_one_file_with_its_samples(tmp_path):
     assert raw == [{"us": [200.0, 1]}, {"us": [200.0, 8]}]
 
 
+def test_timelines_become_one_file(tmp_path):
+    card, row = results.machine_card(), {"rank": 0, "stage": "T0", "kind": "compute", "us": 1.23456, "op": None}
+    for plan in ("shipped", "as-drawn"):
+        said = {"machine": card, "model": "random:gpt2", "dtype": "bfloat16", "tp": 2, "plan": plan, "phase": "prefill",
+                "batch": 8, "prompt_len": 512, "graph": False, "backend": "NAIVE", "rows": [row]}
+        (tmp_path / f"trace-tp2-{plan}-prefill.out").write_text(json.dumps(said))
+    (tmp_path / "trace-tp2-shipped-decode.out").write_text("")
+    gpu_run.merge_traces(tmp_path)
+    (run,) = results.recorded("timeline", tmp_path / "results")
+    assert [(r["plan"], r["us"]) for r in run.rows] == [("as-drawn", 1.235), ("shipped", 1.235)]
+    assert run.rows[0]["model"] == "gpt2"
+
+
 def test_a_copy_without_git_gets_the_commit_it_was_told(tmp_path):
     run = results.Run("other", results.machine_card(), [{"n": 1}], "2026-01-01T00:00:00+00:00", "unknown")
     path = results.save(run, tmp_path / "results", [[1.0]])

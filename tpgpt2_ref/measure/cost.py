@@ -2,12 +2,13 @@
 
     t(bytes) = alpha + beta * bytes        a floor for each call, then bytes over bandwidth
 
-in pieces, because a library changes its protocol with the size. Each (op, path, world, graph) is fitted to every
-second size and judged on the sizes between, which it has never seen: its median and worst relative error stand
-beside its parameters. A sample of the sweep is the mean of some calls in a row and pays once for starting: ranks don't
-start at one instant. That share, start / calls, is fitted beside the pieces (one start for a whole sweep) and is no
-part of alpha and beta, which price a call among others. The diagram's "1-5 us per element" has no such form: see
-`per_element_us`.
+in pieces, because a library changes its protocol with the size. Where between two fitted sizes it does is not known:
+there a straight line joins the pieces, so that a jump is missed by half of it at most. Each (op, path, world, graph)
+is fitted to every second size and judged on the sizes between, which it has never seen: its median and worst relative
+error stand beside its parameters. A sample of the sweep is the mean of some calls in a row and pays once for starting:
+ranks don't start at one instant. That share, start / calls, is fitted beside the pieces (one start for a whole sweep)
+and is no part of alpha and beta, which price a call among others. The diagram's "1-5 us per element" has no such form:
+see `per_element_us`.
 Source of the form: Hockney 1994, "The communication challenge for MPP". Nothing here imports torch.
 """
 from __future__ import annotations
@@ -74,7 +75,7 @@ def fit_pieces(points: list[tuple[int, float]], given: list[float] | None = None
     points  (bytes, microseconds), by size
     given   microseconds of each that are no part of the call (default: none)
     """
-    return _joined(_best_pieces(points, given or [0.0] * len(points))[1], [n for n, _ in points])
+    return _best_pieces(points, given or [0.0] * len(points))[1]
 
 
 def _best_pieces(points, given) -> tuple[float, list[dict]]:
@@ -86,7 +87,8 @@ def _best_pieces(points, given) -> tuple[float, list[dict]]:
                 continue
             (alpha, beta), error = least_squares([(1.0, n) for n, _ in points[start:stop]],
                                                  [us for _, us in points[start:stop]], given[start:stop])
-            piece = {"from_bytes": points[start][0], "alpha_us": alpha, "beta_us_per_byte": beta}
+            piece = {"from_bytes": points[start][0], "until_bytes": points[stop - 1][0], "alpha_us": alpha,
+                     "beta_us_per_byte": beta}
             choices.append((best[start][0] + error + PIECE_COSTS, [*best[start][1], piece]))
         if choices:
             best[stop] = min(choices, key=lambda c: c[0])
@@ -103,21 +105,18 @@ def _calls(row: dict) -> int:
     return row.get("calls") or first
 
 
-def _joined(pieces: list[dict], sizes: list[int]) -> list[dict]:
-    """Let two pieces meet where their lines cross, if that lies between their sizes, otherwise half-way (in log)."""
-    out = [dict(pieces[0])]
-    for left, right in zip(pieces, pieces[1:], strict=False):
-        low, high = max(n for n in sizes if n < right["from_bytes"]), right["from_bytes"]
-        slope = left["beta_us_per_byte"] - right["beta_us_per_byte"]
-        cross = (right["alpha_us"] - left["alpha_us"]) / slope if slope else -1
-        out.append({**right, "from_bytes": int(cross if low < cross < high else (low * high) ** 0.5)})
-    return out
-
-
 def evaluate(pieces: list[dict], nbytes: int) -> float:
-    """Microseconds of one call among others, by the piece that holds the size (the first, below all)."""
-    piece = max((p for p in pieces if p["from_bytes"] <= nbytes), key=lambda p: p["from_bytes"], default=pieces[0])
-    return piece["alpha_us"] + piece["beta_us_per_byte"] * nbytes
+    """Microseconds of one call among others: by the piece that holds the size (beyond all, the nearest), or, between
+    two pieces, on the line from where one ends to where the next starts."""
+    def at(piece, n):
+        return piece["alpha_us"] + piece["beta_us_per_byte"] * n
+
+    left = max((p for p in pieces if p["from_bytes"] <= nbytes), key=lambda p: p["from_bytes"], default=pieces[0])
+    right = min((p for p in pieces if p["from_bytes"] > nbytes), key=lambda p: p["from_bytes"], default=left)
+    low, high = left["until_bytes"], right["from_bytes"]
+    if not low < nbytes < high:
+        return at(left, nbytes)
+    return at(left, low) + (at(right, high) - at(left, low)) * (nbytes - low) / (high - low)
 
 
 def predict(model: list[dict], op: str, nbytes: int, world: int, path: str | None = None, graph: bool = False) -> dict:

@@ -3,10 +3,11 @@
     t = fixed + layers * us_per_layer + weights * us_per_byte + cache * us_per_byte + flops * us_per_flop
         + sum over collectives of alpha + beta * bytes
 
-GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. The work's five
-coefficients are fitted to half the rows of decode.json or prefill.json and judged on the others: for each rung of the
-ladder and, where rows suffice, for each kind of kernel that a decode step's batch calls for. The half is drawn at
-random out of every (tp, sum), so that both sides hold all; DRAWS further halves say how much hangs on the draw.
+GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. A byte of cache has a price
+for each of a decode step's two attention kernels (`kernels/attention.py`). The work's six coefficients are fitted to
+half the rows of decode.json or prefill.json and judged on the others: for each rung of the ladder and, where rows
+suffice, for each kind of kernel that a decode step's batch calls for. The half is drawn at random out of every
+(tp, sum), so that both sides hold all; DRAWS further halves say how much hangs on the draw.
 
 What communication costs is also measured without any model: the time of all ranks, less that of one rank which does
 its own part and sends nothing (`--imagine` of the benches). Nothing here imports torch.
@@ -19,18 +20,19 @@ from statistics import mean
 
 from ..config import FAMILY, GPT2Config, padded
 from ..errors import UserError
+from ..kernels.tiles import attention_tile
 from .cost import error_fields, least_squares, predict
 
 VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py` pads it; a test compares
 INNER_MULTIPLE = 8  # columns of the MLP a rank, as `gpt2.py` pads them
-TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_flop")
-FEWEST_ROWS = 6
+TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_kv_byte_few", "us_per_flop")
+FEWEST_ROWS = 8  # 4 to fit, 4 to judge
 DRAWS = 40
 GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
 KEY = 8  # bytes of a best token
-BY_PUSH = ("+sum", "+pdl")  # rungs at which push gathers those; what else is gathered goes through the library
+BY_PUSH = ("+sum", "+pdl")  # rungs at which push sums and normalizes in one, and gathers those; without it the library
 FROM_BATCH = (1, 4, 32)  # where a step's products become `gemv`, `skinny` and `wide` kernels; a test compares
 
 
@@ -61,7 +63,7 @@ def local_vocab(config: GPT2Config, tp: int) -> int:
 
 
 def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, itemsize: int = 2) -> tuple[float, ...]:
-    """One rank's (1, layers, bytes of weights read, bytes of cache read, flops): what TERMS multiply.
+    """What TERMS multiply: one rank's (1, layers, bytes of weights read, of cache read, of cache read by `few`, flops).
 
     context  tokens of a sequence already in the cache
     """
@@ -73,7 +75,8 @@ def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, ite
     t, seen = batch * tokens, context + (tokens + 1) / 2  # keys that a query sees, on average
     cache = 2 * config.n_layer * batch * (context + tokens) * width * itemsize
     flops = 2 * t * block * config.n_layer + 2 * batch * head + 4 * t * seen * width * config.n_layer
-    return 1.0, config.n_layer, (block * config.n_layer + head) * itemsize, cache, flops
+    few = cache if tokens == 1 and "SPAN" not in attention_tile(batch, heads) else 0
+    return 1.0, config.n_layer, (block * config.n_layer + head) * itemsize, cache - few, few, flops
 
 
 def communication_us(model: list[dict], calls, tp: int, path: str | None, graph: bool,
@@ -99,10 +102,12 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
     """Rows of `decode` or `prefill` -> one row for each rung, fitted to half of them and judged on the rest.
 
     model  the collectives' rows, which price what TP > 1 adds
+    A decode step that sums otherwise than its rung is made for runs other kernels, and stays out.
     """
     groups = defaultdict(list)
     for row in rows:
-        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None:
+        other = name == "decode" and row["rung"] in BY_PUSH and row["sum"] not in ("none", "push")
+        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None and not other:
             groups[row["rung"]].append(row)
     out = []
     for rung, found in sorted(groups.items()):
@@ -193,11 +198,11 @@ def forward(model: list[dict], config: GPT2Config, tp: int, batch: int, tokens: 
     candidates = _rungs(model, phase, tp, batch, rung)
     widest = max((r.get("models", 1) for r in candidates), default=1)  # a fit to one model knows no other
     fit = min((r for r in candidates if r.get("models", 1) == widest),
-              key=lambda r: _dot([r[t] for t in TERMS], features), default=None)
+              key=lambda r: _dot(_coefficients(r), features), default=None)
     graph = fit["graph"] if fit else any(r["graph"] for r in model if r["op"] == "all_reduce")
     calls = collectives(config, tp, batch, tokens, plan, itemsize, fit["path"] if fit else None)
     comm, found = communication_us(model, calls, tp, path, graph, fit["path"] if fit else None)
-    compute = _dot([fit[t] for t in TERMS], features) if fit else None
+    compute = _dot(_coefficients(fit), features) if fit else None
     counts = defaultdict(int)
     for op, _, times in calls:
         counts[op] += times
@@ -229,6 +234,11 @@ def crossover(model: list[dict], config: GPT2Config, tp: int, tokens: int = 1, c
         if None not in (one, many) and many < one:
             return batch
     return None
+
+
+def _coefficients(fit: dict) -> list[float]:
+    """A fit's price of each of TERMS; one of before knows a single price of cache."""
+    return [fit.get(term, fit["us_per_kv_byte"]) for term in TERMS]
 
 
 def _dot(coefficients, features) -> float:
