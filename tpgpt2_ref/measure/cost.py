@@ -28,8 +28,11 @@ STARTS = 16  # how many starts are tried
 FEWEST_SIZES = 6  # 3 to fit, 3 to judge
 
 
-def fit_collectives(rows: list[dict]) -> list[dict]:
-    """Rows of `collectives` -> rows of `cost_model`: one for each piece of each (op, path, world, graph)."""
+def fit_collectives(rows: list[dict], first: int = 0) -> list[dict]:
+    """Rows of `collectives` -> rows of `cost_model`: one for each piece of each (op, path, world, graph).
+
+    first  of the sizes in order, the first that is fitted: 1 swaps the sizes that are fitted and those that judge
+    """
     groups = defaultdict(dict)
     for row in rows:
         groups[row["op"], row["path"], row["world"], row["graph"]][row["bytes"]] = row
@@ -40,12 +43,12 @@ def fit_collectives(rows: list[dict]) -> list[dict]:
                         "(bench collectives without --sizes measures enough)")
     sweeps = defaultdict(list)  # what starts alike: as many ranks, in a graph or not
     for (*_, world, graph), found in groups.items():
-        sweeps[world, graph].append(found[::2])
+        sweeps[world, graph].append(found[first::2])
     starts = {sweep: fit_start(halves) for sweep, halves in sweeps.items()}
     out = []
     for (op, path, world, graph), found in groups.items():
-        start, judged = starts[world, graph], found[1::2]
-        pieces = fit_pieces(_points(found[::2]), [start / _calls(r) for r in found[::2]])
+        start, half, judged = starts[world, graph], found[first::2], found[1 - first::2]
+        pieces = fit_pieces(_points(half), [start / _calls(r) for r in half])
         errors = [abs((evaluate(pieces, r["bytes"]) + start / _calls(r)) / r["us_median"] - 1) for r in judged]
         own = [(r["us_p90"] - r["us_p10"]) / 2 / r["us_median"] for r in judged]
         out += [{"op": op, "path": path, "world": world, "graph": graph, **piece, "to_bytes": found[-1]["bytes"],
@@ -79,20 +82,34 @@ def fit_pieces(points: list[tuple[int, float]], given: list[float] | None = None
 
 
 def _best_pieces(points, given) -> tuple[float, list[dict]]:
+    sums = [(0.0,) * 6]  # over the first k points: what `_line` needs of any stretch is a difference of two
+    for (n, us), g in zip(points, given, strict=True):
+        a, b, y = 1 / us, n / us, 1 - g / us
+        sums.append(tuple(s + x for s, x in zip(sums[-1], (a * a, a * b, b * b, a * y, b * y, y * y), strict=True)))
     best = {0: (0.0, [])}  # how many points are covered -> (error, pieces)
     for stop in range(2, len(points) + 1):
         choices = []
         for start in range(0, stop - 1):
             if start not in best or len(best[start][1]) == MAX_PIECES:
                 continue
-            (alpha, beta), error = least_squares([(1.0, n) for n, _ in points[start:stop]],
-                                                 [us for _, us in points[start:stop]], given[start:stop])
+            error, alpha, beta = _line(*(x - y for x, y in zip(sums[stop], sums[start], strict=True)))
             piece = {"from_bytes": points[start][0], "until_bytes": points[stop - 1][0], "alpha_us": alpha,
                      "beta_us_per_byte": beta}
             choices.append((best[start][0] + error + PIECE_COSTS, [*best[start][1], piece]))
         if choices:
             best[stop] = min(choices, key=lambda c: c[0])
     return best[len(points)]
+
+
+def _line(aa, ab, bb, ay, by, yy) -> tuple[float, float, float]:
+    """(sum of squared errors, alpha, beta), none negative: `least_squares` of two terms, from its sums."""
+    found = [(yy, 0.0, 0.0), (yy - max(ay, 0) ** 2 / aa, max(ay, 0) / aa, 0.0),
+             (yy - max(by, 0) ** 2 / bb, 0.0, max(by, 0) / bb)]
+    if det := aa * bb - ab * ab:
+        alpha, beta = (ay * bb - by * ab) / det, (by * aa - ay * ab) / det
+        if min(alpha, beta) >= 0:
+            found.append((yy - alpha * ay - beta * by, alpha, beta))
+    return min(found)
 
 
 def _points(rows: list[dict]) -> list[tuple[int, float]]:

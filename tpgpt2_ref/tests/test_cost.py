@@ -61,6 +61,17 @@ def test_pieces_find_the_protocols():
     assert len(one) == 1 and one[0]["from_bytes"] == 256
 
 
+def test_a_line_is_the_least_squares_of_its_points():
+    dice = random.Random(3)
+    for _ in range(100):
+        points = [(n, dice.uniform(1, 100)) for n in sorted(dice.sample(SIZES, 6))]
+        given = [dice.uniform(0, 2) for _ in points]
+        (alpha, beta), error = cost.least_squares([(1.0, n) for n, _ in points], [us for _, us in points], given)
+        rows = [(1 / us, n / us, 1 - g / us) for (n, us), g in zip(points, given)]
+        got = cost._line(*(sum(r[i] * r[k] for r in rows) for i, k in ((0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2))))
+        assert got == pytest.approx((error, alpha, beta), rel=1e-6, abs=1e-12)
+
+
 def test_the_error_is_of_sizes_that_were_not_fitted():
     """Spoil one size in two: the fit on the others stays perfect, and the error says how far off the spoiled are."""
     rows = curve(truth)

@@ -28,8 +28,8 @@ WAYS = {
 #     8,388,608    50.5       63.4       45.4     27.9    |    73.1      108.9       67.4     93.5
 #     16,777,216   79.0                  77.0     55.8    |   121.4                 120.0
 #     25,165,824  108.9                 110.3             |   156.7                 166.3
-# Eight ranks are not measured; their limits are reckoned: push's seven copies are 5.25 tensors more than two_shot moves,
-# and at 400 GB/s cost more than its barriers (4 us) from about 300 KB.
+# Eight ranks are not measured; their limits are reckoned: push's seven copies are 5.25 tensors more than two_shot
+# moves, and at 400 GB/s cost more than its barriers (4 us) from about 300 KB.
 KiB, MiB = 1 << 10, 1 << 20
 LIMITS = {
     "push": {2: 16 * MiB, 4: 1536 * KiB, 8: 256 * KiB},
