@@ -91,16 +91,23 @@ def test_the_files_that_readme_links_to_exist():
 
 
 def test_the_numbers_in_readme_are_the_recorded_ones():
-    two, one = BOOK / "results" / "2x-nvidia-h200", BOOK / "results" / "1x-nvidia-h200"
+    two, four, one = (BOOK / "results" / f"{n}x-nvidia-h200" for n in (2, 4, 1))
     decode, prefill, sums = (results.load(two / f"{name}.json") for name in ("decode", "prefill", "collectives"))
     attention = results.load(one / "attention.json")
-    step, alone = ({(r["model"], r["tp"], r["sum"], r["batch"]): f"{r['us_per_step_median']:,.0f}" for r in run.rows
-                    if (r["engine"], r["rung"], r["prompt_len"]) == ("tpgpt2", "+pdl", 128)}
-                   for run in (decode, results.load(one / "decode.json")))
-    push, nccl = ([step["gpt2", 2, way, b] for b in (1, 8, 64)] for way in ("push", "nccl"))
-    prompts = next(r for r in results.load(one / "prefill.json").rows
-                   if (r["model"], r["rung"], r["batch"], r["prompt_len"]) == ("gpt2", "fused", 8, 1000))
-    one = [alone["gpt2", 1, "none", b] for b in (1, 8, 64)]
+    step = {(r["engine"], r["model"], r["tp"], r["sum"], r["batch"]): f"{r['us_per_step_median']:,.0f}"
+            for r in (*decode.rows, *results.load(four / "decode.json").rows)
+            if r["rung"] in ("+pdl", "generate") and r["prompt_len"] == 128}
+
+    def small(tp, way, engine="tpgpt2"):
+        return [step[engine, "gpt2", tp, way, batch] for batch in (1, 8, 64)]
+
+    alone, push, nccl, push4, nccl4 = (small(*how) for how in ((1, "none"), (2, "push"), (2, "nccl"), (4, "push"),
+                                                               (4, "nccl")))
+    peer, xl = small(1, "none", "transformers"), [step["tpgpt2", "gpt2-xl", n, way, 1]
+                                                  for n, way in ((1, "none"), (2, "push"), (4, "push"))]
+    prompts = {r["tp"]: (f"{r['wall_us_median'] / 1e3:.2f}", f"{r['gpu_us_median'] / 1e3:.2f}") for r in prefill.rows
+               if (r["model"], r["rung"], r["batch"], r["prompt_len"]) == ("gpt2", "fused", 8, 1000)
+               and (r["tp"] == 1 or r["sum"] != "none")}
     sum_of = {r["path"]: f"{r['us_median']:.1f}" for r in sums.rows
               if (r["op"], r["graph"], r["bytes"], r["world"]) == ("all_reduce", True, 2048, 2)}
     shares = [r for run, rung in ((decode, "+pdl"), (prefill, "fused"))
@@ -110,15 +117,18 @@ def test_the_numbers_in_readme_are_the_recorded_ones():
     kernel = {r["backend"]: f"{r['us_median']:.1f}" for r in attention.rows
               if (r["phase"], r["batch"], r["seq_len"], r["head_size"], r["dtype"])
               == ("decode", 8, 1024, 64, "bfloat16")}
-    assert (len(by["push"]), len(by["nccl"])) == (18, 3)
+    assert (len(by["push"]), len(by["nccl"])) == (23, 4)
     for said in (
-        f"{one[0]} us at batch 1, {one[1]} at 8, {one[2]} at 64",
-        f"{prompts['wall_us_median'] / 1e3:.2f} ms, of which the GPU works {prompts['gpu_us_median'] / 1e3:.2f} |",
-        f"{push[0]}, {push[1]} and {push[2]} us; over NCCL {nccl[0]}, {nccl[1]} and {nccl[2]} |",
-        f"{step['gpt2-xl', 1, 'none', 1]} us on one GPU, {step['gpt2-xl', 2, 'push', 1]} on two",
+        f"one GPU | {alone[0]} us at batch 1, {alone[1]} at 8, {alone[2]} at 64 |",
+        f"on two GPUs | {push[0]}, {push[1]} and {push[2]} us; over NCCL {nccl[0]}, {nccl[1]} and {nccl[2]} |",
+        f"on four | {push4[0]}, {push4[1]} and {push4[2]} us; over NCCL {nccl4[0]}, {nccl4[1]} and {nccl4[2]} |",
+        f"transformers, one GPU | {peer[0]}, {peer[1]} and {peer[2]} us |",
+        f"{xl[0]} us on one GPU, {xl[1]} on two, {xl[2]} on four |",
+        f"{prompts[1][0]} ms on one GPU, of which it works {prompts[1][1]}; "
+        f"{prompts[2][0]} and {prompts[2][1]} on two |",
         f"{sum_of['push']} us by our `push`, {sum_of['one_shot']} by PyTorch's one-shot, {sum_of['nccl']} by NCCL",
-        f"{by['push'][0]} to {by['push'][-1]} % of 18 decode steps and prefills by `push`, {by['nccl'][0]} to "
-        f"{by['nccl'][-1]} % of three by NCCL",
+        f"{by['push'][0]} to {by['push'][-1]} % of 23 decode steps and prefills by `push`, {by['nccl'][0]} to "
+        f"{by['nccl'][-1]} % of four by NCCL",
         f"{kernel['TRITON_ATTN']} us by our Triton kernel, {kernel['FLASH_ATTN_3']} by FlashAttention-3, "
         f"{kernel['FLASH_ATTN_4']} by FlashAttention-4",
     ):
