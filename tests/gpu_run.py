@@ -78,8 +78,8 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             found.append(part(f"ladder-tp{tp}", 180, tp, "decode", "--tp", tp))
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
-                          part(f"collectives-tp{tp}", 300, tp, "collectives", "--tp", tp, "--sizes", SIZES,
-                               "--samples", 21, "--rounds", 3)]
+                          part(f"collectives-tp{tp}", 420, tp, "collectives", "--tp", tp, "--sizes", SIZES,
+                               "--samples", 35, "--rounds", 7)]
             for model in FAMILY:
                 shared = ["--model", f"random:{model}", "--tp", tp]
                 more = [64, "--prompt-len", *((512,) if model == "gpt2" else (128, 512))]
@@ -99,7 +99,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
         some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
                       "cuda_graph or timeline or trace or push or two_gpus or two_nccl or four")
-        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 300, gpus), *chapters, cost]
+        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 600, gpus), *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
         compiled,
