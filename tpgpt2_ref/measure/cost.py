@@ -130,7 +130,7 @@ def evaluate(pieces: list[dict], nbytes: int) -> float:
 
     left = max((p for p in pieces if p["from_bytes"] <= nbytes), key=lambda p: p["from_bytes"], default=pieces[0])
     right = min((p for p in pieces if p["from_bytes"] > nbytes), key=lambda p: p["from_bytes"], default=left)
-    low, high = left["until_bytes"], right["from_bytes"]
+    low, high = left.get("until_bytes", right["from_bytes"]), right["from_bytes"]  # models of before don't say
     if not low < nbytes < high:
         return at(left, nbytes)
     return at(left, low) + (at(right, high) - at(left, low)) * (nbytes - low) / (high - low)
