@@ -3,7 +3,7 @@
     t(bytes) = alpha + beta * bytes        a floor for each call, then bytes over bandwidth
 
 in pieces, because a library changes its protocol with the size. Where between two fitted sizes it does is not known:
-there a straight line joins the pieces, so that a jump is missed by half of it at most. Each (op, path, world, graph)
+there a straight line joins the pieces, so that a jump is missed in part, not whole. Each (op, path, world, graph)
 is fitted to every second size and judged on the sizes between, which it has never seen: its median and worst relative
 error stand beside its parameters. A sample of the sweep is the mean of some calls in a row and pays once for starting:
 ranks don't start at one instant. That share, start / calls, is fitted beside the pieces (one start for a whole sweep)
