@@ -1,6 +1,6 @@
 """Tile sizes of the decode kernels: `tiles.json` holds what `measure/tune_decode.py` found fastest on one H200.
 
-They were found on GPT-2 small, whole and split over two ranks. Other shapes take those of the nearest one.
+They were found on GPT-2 small, whole and split over two and four ranks. Other shapes take those of the nearest one.
 """
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def measured_for(batch: int) -> dict[int, dict]:
 
 
 def attention_tile(batch: int, heads: int) -> dict:
-    """The tile of `attention` for a rank with so many heads, of the nearest measured."""
-    found = measured_for(batch)
-    return dict(found[min(found, key=lambda ranks: abs(log(heads * ranks / HEADS)))]["attention"])
+    """The tile of `attention` for a rank with so many heads: of the nearest measured in sequences times heads."""
+    nearest = min(MEASURED, key=lambda of: abs(log(batch * heads * of[1] / (of[0] * HEADS))))
+    return dict(MEASURED[nearest]["attention"])
 
 
 def tile_for(then: str, batch: int, n: int, k: int) -> dict:
@@ -33,7 +33,7 @@ def tile_for(then: str, batch: int, n: int, k: int) -> dict:
     shapes = {"qkv": {"qkv": 3 * D * D}, "gelu": {"gelu": INNER * D}, "best": {"best": VOCAB * D}}
     kinds = shapes.get(then, {"add": D * D, "long": D * INNER})
     found = [(abs(log(n * k * ranks / size)), kind, sizes[kind]) for ranks, sizes in measured_for(batch).items()
-             for kind, size in kinds.items()]
+             for kind, size in kinds.items() if kind in sizes]
     _, kind, tile = min(found, key=lambda f: f[0])
     tile = dict(tile)
     if "DEPTH" not in tile:  # gemv

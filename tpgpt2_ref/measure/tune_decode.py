@@ -1,11 +1,13 @@
 """Find the decode kernels' tile sizes on this GPU: whole steps in CUDA graphs, one choice after the other.
 
   python -m tpgpt2_ref.measure.tune_decode --write                 all batches, into kernels/tiles.json
-  python -m tpgpt2_ref.measure.tune_decode --imagine 2 --write     for one rank's own part of two
+  python -m tpgpt2_ref.measure.tune_decode --imagine 1 2 --write   for a whole model, and one rank's own part of two
   python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
+  python -m tpgpt2_ref.measure.tune_decode --choice attention      of one kernel alone
 
 A candidate must equal its plain twin before it is timed. A time is that of GPT-2 small's whole step with random
-weights, 247 MB of them, so no cache flatters it. The best of one choice is kept for the next.
+weights, 247 MB of them, so no cache flatters it: the mean of a step with few tokens in the cache and one with many, for
+attention that wins one can lose the other. The best of one choice is kept for the next.
 """
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from ..weights import load_model
 from .results import BOOK_RESULTS, Run, machine_card, save
 
 FILE = Path(tiles.__file__).with_suffix(".json")
-CONTEXT, TOLERANCE = 192, 2e-2
+CONTEXTS, TOLERANCE = (192, 704), 2e-2
 
 
 def gemv(*options):
@@ -55,7 +57,8 @@ CANDIDATES = {
     1: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 1)),
             gelu=gemv((4, 4), (8, 4), (2, 2)), qkv=gemv((8, 4), (4, 4), (4, 2)), long=gemv((2, 4), (4, 4), (2, 2)),
             add=gemv((8, 4), (4, 4), (16, 8)), best=gemv((16, 4), (8, 4), (32, 8))),
-    8: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 2)),
+    8: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 2), (32, 128, 7, 1), (32, 256, 7, 1),
+                                                               (64, 128, 3, 4), (64, 256, 5, 4)),
             gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4)) + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4)),
             long=skinny((16, 8, 128, 8)) + wide((16, 16, 256, 3, 4, 4), (16, 16, 256, 3, 2, 4), (16, 16, 512, 2, 2, 4),
                                                 (32, 16, 256, 3, 6, 4)),
@@ -63,7 +66,9 @@ CANDIDATES = {
             add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4)),
             best=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4), (128, 16, 128, 4, 1, 8))),
     64: dict(attention=few((256, 4)) + many((32, 256, 7, 1), (32, 1024, 7, 1), (32, 1024, 5, 1), (32, 1024, 9, 1),
-                                            (64, 1024, 5, 1), (64, 1024, 5, 2), (16, 1024, 9, 1), (32, 512, 7, 1)),
+                                            (64, 1024, 5, 1), (64, 1024, 5, 2), (16, 1024, 9, 1), (32, 512, 7, 1),
+                                            (32, 128, 5, 1), (32, 384, 7, 1), (32, 256, 5, 2), (64, 256, 4, 2),
+                                            (64, 256, 4, 4), (64, 512, 5, 4), (32, 256, 9, 1)),
              long=wide((16, 64, 128, 4, 4, 4), (16, 64, 256, 3, 4, 4), (16, 64, 256, 3, 3, 4), (16, 64, 128, 4, 6, 4),
                        (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 6, 4), (32, 64, 128, 4, 8, 4), (16, 64, 64, 6, 4, 4)),
              gelu=wide((32, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (32, 64, 128, 4, 1, 4), (16, 64, 256, 3, 1, 4),
@@ -80,7 +85,7 @@ CANDIDATES = {
 
 
 class Bench:
-    """One batch size: a state at CONTEXT tokens, a random cache, and the step's time for any choice of tiles."""
+    """One batch size: a state at so many tokens, a random cache, and the step's time for any choice of tiles."""
 
     def __init__(self, model, batch: int):
         self.model, self.batch = model, batch
@@ -95,11 +100,11 @@ class Bench:
         self.out = torch.randn(batch, impl.num_heads * impl.head_size, device=device, dtype=impl.dtype)
         self.qkv = torch.cat([self.out, self.out.flip(0), self.out.flip(1)], 1)
         self.inner = torch.randn(batch, model.h[0].mlp.c_proj.weight.shape[1], device=device, dtype=impl.dtype)
-        self.occupy()
+        self.occupy(CONTEXTS[0])
 
-    def occupy(self):
+    def occupy(self, tokens: int):
         self.state.block_table.copy_(self.table)
-        self.state.positions.fill_(CONTEXT)
+        self.state.positions.fill_(tokens)
         self.state.live.fill_(1)
 
     def wrong(self, kind: str, tile) -> str | None:
@@ -131,25 +136,32 @@ class Bench:
                           best=op(linear.best, lambda a: "best"),
                           attention=op(attention.attention, lambda a: "attention"))
         step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels))
-        self.occupy()
-        step.replay()
-        times = []
-        for _ in range(5):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            for _ in range(10):
-                step.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 100)
-        return sorted(times)[2]
+        means = []
+        for tokens in CONTEXTS:
+            self.occupy(tokens)
+            step.replay()
+            times = []
+            for _ in range(5):
+                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                start.record()
+                for _ in range(10):
+                    step.replay()
+                end.record()
+                end.synchronize()
+                times.append(start.elapsed_time(end) * 100)
+            means.append(sorted(times)[2])
+        return sum(means) / len(means)
 
 
-def tune(bench: Bench, chosen: dict, seconds: float, rows: list[dict]) -> dict:
-    """The fastest tiles found within so many seconds, starting from `chosen`; each time taken goes into `rows`."""
+def tune(bench: Bench, chosen: dict, kinds: list[str], seconds: float, rows: list[dict]) -> dict:
+    """The fastest tiles of these kinds found within so many seconds, starting from `chosen`.
+
+    Each time taken goes into `rows`.
+    """
     def note(choice, tile, us):
         rows.append({"model": "gpt2", "dtype": "bfloat16", "tp": bench.model.world.size, "batch": bench.batch,
-                     "context": CONTEXT, "choice": choice, "tile": str(tile), "us_per_step": round(us, 1)})
+                     "context": "+".join(map(str, CONTEXTS)), "choice": choice, "tile": str(tile),
+                     "us_per_step": round(us, 1)})
 
     begin = time.monotonic()
     for kind, options in CANDIDATES[bench.batch].items():  # what is in the file may not run on this GPU
@@ -158,7 +170,7 @@ def tune(bench: Bench, chosen: dict, seconds: float, rows: list[dict]) -> dict:
     note("start", "", best)
     print(f"batch {bench.batch}: {best:.1f} us a step to begin with", flush=True)
     for kind, options in CANDIDATES[bench.batch].items():
-        for tile in options:
+        for tile in options if kind in kinds else ():
             if tile == chosen[kind] or time.monotonic() - begin > seconds:
                 continue
             why = bench.wrong(kind, tile)
@@ -190,22 +202,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=120.0, help="for each batch")
+    parser.add_argument("--choice", nargs="+", default=list(CANDIDATES[1]), choices=list(CANDIDATES[1]),
+                        help="kernels whose tiles are tried (default: all)")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
-    parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), metavar="DIR",
-                        help="save every time taken as decode_tiles (default DIR: the book's results)")
-    parser.add_argument("--imagine", type=int, default=1, choices=(1, 2), metavar="N", help="one rank's part of N")
+    parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), metavar="DIR", help="save every time taken as "
+                        "decode_tiles, or as CHOICE_tiles where one is tried (default DIR: the book's results)")
+    parser.add_argument("--imagine", type=int, nargs="+", default=[1], choices=(1, 2, 4), metavar="N",
+                        help="one rank's part of N")
     args, rows = parser.parse_args(), []
-    world, measured = World.single("cuda").imagine(args.imagine), dict(tiles.MEASURED)
-    model = load_model("random:gpt2", world, dtype="bfloat16")
-    with torch.inference_mode():
+    measured, name = dict(tiles.MEASURED), f"{args.choice[0] if len(args.choice) == 1 else 'decode'}_tiles"
+    for ranks in args.imagine:
+        model = load_model("random:gpt2", World.single("cuda").imagine(ranks), dtype="bfloat16")
         for batch in args.batch:
-            bench = Bench(model, batch)
-            known = measured.get((batch, args.imagine), measured[batch, 1])
-            measured[batch, args.imagine] = tune(bench, known, args.seconds, rows)
+            known = {}
+            for n in range(1, ranks + 1):  # what was measured for so many ranks, or else for fewer
+                known |= measured.get((batch, n), {})
+            with torch.inference_mode():
+                found = tune(Bench(model, batch), known, args.choice, args.seconds, rows)
+            measured[batch, ranks] = measured.get((batch, ranks), {}) | {kind: found[kind] for kind in args.choice}
             if args.write:
                 FILE.write_text(as_json(measured))
             if args.record:
-                save(Run("decode_tiles", machine_card(), rows), args.record)
+                save(Run(name, machine_card(), rows), args.record)
 
 
 if __name__ == "__main__":
