@@ -72,9 +72,14 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                 for path in sorted((ROOT / "book").glob("*.ipynb"))]
     compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, gpus, parts=6)
 
+    def tests(*selected, limit, parts=1):  # a step for those that need 4 GPUs, for those that need 2, ...
+        return [Step(f"tests-{n}", pytest("-m", "(gpu or gpus) and not compiles", "--needs", str(n), *selected), limit,
+                     n, parts if n == 1 else 1) for n in reversed(tps)]
+
     if quick:
-        found, last = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8]
+        found, last, both = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8], ["--prompt-len", 128, 512]
         for tp in reversed(tps):  # what takes most GPUs first: the rest fills the gaps
+            most = [2, 16, 32] if tp == gpus else []  # with few rows, much of a fit hangs on the draw
             found.append(part(f"ladder-tp{tp}", 180, tp, "decode", "--tp", tp))
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),
@@ -82,28 +87,30 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                                "--samples", 35, "--rounds", 7)]
             for model in FAMILY:
                 shared = ["--model", f"random:{model}", "--tp", tp]
-                more = [64, "--prompt-len", *((512,) if model == "gpt2" else (128, 512))]
+                more = [64, "--prompt-len", 512] if model == "gpt2" else [64, *most, *both]  # the ladder has gpt2's 128
                 found += [part(f"decode-{model}-tp{tp}", 120, tp, "decode", *shared, *last, *more),
                           part(f"prefill-{model}-tp{tp}", 60, tp, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
                                "--prompt-len", 128, 512, 1000)]
+            if most:
+                found.append(part(f"decode-more-tp{tp}", 120, tp, "decode", "--model", "random:gpt2", "--tp", tp,
+                                  "--rung", "+pdl", "--no-peer", "--batch", *most, *both))
         for n in tps[1:3] or (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
-                found += [part(f"decode-{model}-alone{n}", 90, 1, "decode", *shared, *last, 64, "--prompt-len", 128,
-                               512),
+                found += [part(f"decode-{model}-alone{n}", 90, 1, "decode", *shared, *last, 64, *both),
                           part(f"prefill-{model}-alone{n}", 60, 1, "prefill", *shared, "--batch", 1, 8, "--repeat", 10,
                                "--prompt-len", 128, 512, 1000)]
         for link in ("host memory", "sockets"):
             found.append(part(f"collectives-{link.split()[0]}", 120, 2, "collectives", "--tp", 2, "--link", link,
                               "--samples", 20, "--ops", "all_reduce,all_gather",
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
-        some = pytest("-m", "(gpu or gpus) and not compiles", "-k",
-                      "cuda_graph or timeline or trace or push or two_gpus or two_nccl or four")
-        return [*found, *traces(ours, out, tps[-1:]), compiled, Step("tests", some, 600, gpus), *chapters, cost]
+        some = tests("-k", "cuda_graph or timeline or trace or push or two_gpus or two_nccl or four", limit=300,
+                     parts=3)
+        return [*found, *traces(ours, out, tps[-1:]), compiled, *some, *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
         compiled,
-        Step("tests", pytest("-m", "(gpu or gpus) and not compiles"), 900, gpus),
+        *tests(limit=900),
         Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
              max(2, gpus)),
         Step("attention", ours("bench", "attention", *keep), 600),

@@ -21,12 +21,12 @@ def test_steps_grow_with_the_gpus(tmp_path):
     names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4)}
     assert all(len(set(found)) == len(found) for found in names.values())
     assert set(names[1]) < set(names[2]) < set(names[4])
-    assert {"tests", "attention", "collectives", "decode-gpt2-tp1", "chapter-decode"} <= set(names[1])
+    assert {"tests-1", "attention", "collectives", "decode-gpt2-tp1", "chapter-decode"} <= set(names[1])
     assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
     for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
     assert {"ladder-tp2", "decode-nccl-tp2", "decode-gpt2-xl-tp1", "decode-gpt2-alone2", "collectives-host",
-            "tests"} <= {s.name for s in quick}
+            "tests-2"} <= {s.name for s in quick}
 
 
 def test_the_steps_run_every_gpu_test_once(tmp_path):
@@ -34,15 +34,15 @@ def test_the_steps_run_every_gpu_test_once(tmp_path):
         out = subprocess.run([*argv, "--collect-only"], cwd=gpu_run.ROOT, capture_output=True, text=True).stdout
         return [line for line in out.splitlines() if "::" in line]
 
-    steps = {s.name: s for s in gpu_run.steps(tmp_path, 1)}
+    steps = {s.name: s for s in gpu_run.steps(tmp_path, 4)}
     *pytest, selected = steps["tests-compiled"].argv
     assert "compiles" in selected
     with ThreadPoolExecutor(2) as pool:  # each imports torch
-        compiled, others, both, *parts = pool.map(tests, (
-            [*pytest, selected], steps["tests"].argv, [*pytest, "gpu or gpus"],
-            *([*pytest, selected, "--part", f"{i}/2"] for i in (1, 2))))
-    assert sorted(compiled + others) == sorted(both)
-    assert parts == [compiled[::2], compiled[1::2]]
+        compiled, part, every, *others = pool.map(tests, (
+            [*pytest, selected], [*pytest, selected, "--part", "2/3"], [*pytest, "gpu or gpus"],
+            *(steps[f"tests-{n}"].argv for n in (1, 2, 4))))
+    assert all(others) and sorted(compiled + sum(others, [])) == sorted(every)
+    assert part == compiled[1::3]
 
 
 def test_the_commands_of_the_steps_are_understood(tmp_path):

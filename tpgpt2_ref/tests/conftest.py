@@ -32,6 +32,12 @@ def part(text: str) -> tuple[int, int]:
 def pytest_addoption(parser):
     parser.addoption("--part", type=part, metavar="I/N", help="of the selected tests, every Nth from the Ith on: N "
                      "processes with I = 1 ... N run all of them, side by side")
+    parser.addoption("--needs", type=int, metavar="N", help="of the selected tests, those that need N GPUs, no fewer "
+                     "and no more")
+
+
+def gpus_of(item) -> int:
+    return next((m.args[0] for m in item.iter_markers("gpus")), 1 if item.get_closest_marker("gpu") else 0)
 
 
 def pytest_configure(config):
@@ -43,14 +49,16 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
+    if (wanted := config.getoption("--needs", None)) is not None:
+        config.hook.pytest_deselected(items=[item for item in items if gpus_of(item) != wanted])
+        items[:] = [item for item in items if gpus_of(item) == wanted]
     if chosen := config.getoption("--part", None):
         i, n = chosen
         config.hook.pytest_deselected(items=[item for k, item in enumerate(items) if k % n != i - 1])
         items[:] = items[i - 1::n]
     have, wanted = gpu_count(), "slow" in (config.option.markexpr or "")
     for item in items:
-        need = next((m.args[0] for m in item.iter_markers("gpus")), 1 if item.get_closest_marker("gpu") else 0)
-        if need > have:
+        if (need := gpus_of(item)) > have:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} GPU(s), this machine has {have}"))
         if item.get_closest_marker("slow") and not wanted:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
