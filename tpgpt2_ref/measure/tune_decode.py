@@ -4,10 +4,11 @@
   python -m tpgpt2_ref.measure.tune_decode --imagine 1 2 --write   for a whole model, and one rank's own part of two
   python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
   python -m tpgpt2_ref.measure.tune_decode --choice attention      of one kernel alone
+  python -m tpgpt2_ref.measure.tune_decode --model gpt2-xl         of a larger model's shapes
 
-A candidate must equal its plain twin before it is timed. A time is that of GPT-2 small's whole step with random
-weights, 247 MB of them, so no cache flatters it: the mean of a step with few tokens in the cache and one with many, for
-attention that wins one can lose the other. The best of one choice is kept for the next.
+A candidate must equal its plain twin before it is timed. A time is that of the model's whole step with random
+weights, 247 MB of them or more, so no cache flatters it: the mean of a step with few tokens in the cache and one with
+many, for attention that wins one can lose the other. The best of one choice is kept for the next.
 """
 from __future__ import annotations
 
@@ -16,11 +17,13 @@ import json
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 
 from ..attention.kv_cache import allocate_kv_cache
+from ..config import FAMILY
 from ..engine.cuda_graph import CapturedStep
 from ..engine.decode_step import decode_step
 from ..kernels import Kernels, attention, linear, plain, tiles
@@ -37,8 +40,8 @@ def gemv(*options):
     return [dict(ROWS=r, num_warps=w) for r, w in options]
 
 
-def skinny(*options):
-    return [dict(ROWS=r, B=8, SLICES=s, DEPTH=d, num_warps=w) for r, s, d, w in options]
+def skinny(*options, b=8):
+    return [dict(ROWS=r, B=b, SLICES=s, DEPTH=d, num_warps=w) for r, s, d, w in options]
 
 
 def wide(*options):
@@ -59,12 +62,32 @@ CANDIDATES = {
             add=gemv((8, 4), (4, 4), (16, 8)), best=gemv((16, 4), (8, 4), (32, 8))),
     8: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 2), (32, 128, 7, 1), (32, 256, 7, 1),
                                                                (64, 128, 3, 4), (64, 256, 5, 4)),
-            gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4)) + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4)),
+            gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 8, 64, 8))
+            + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4)),
             long=skinny((16, 8, 128, 8)) + wide((16, 16, 256, 3, 4, 4), (16, 16, 256, 3, 2, 4), (16, 16, 512, 2, 2, 4),
-                                                (32, 16, 256, 3, 6, 4)),
-            qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4)) + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4)),
-            add=skinny((16, 4, 64, 4), (16, 2, 128, 4)) + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4)),
+                                                (32, 16, 256, 3, 6, 4), (64, 16, 128, 4, 8, 4)),
+            qkv=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 8, 64, 8))
+            + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4)),
+            add=skinny((16, 4, 64, 4), (16, 2, 128, 4), (16, 8, 64, 8))
+            + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4), (32, 16, 256, 3, 3, 4)),
             best=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4), (128, 16, 128, 4, 1, 8))),
+    16: dict(attention=few((256, 8), (256, 4)) + many((32, 128, 5, 1), (32, 256, 9, 1)),
+             gelu=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 8, 64, 8), b=16)
+             + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4), (32, 64, 128, 5, 1, 4)),
+             long=skinny((16, 8, 128, 8), (16, 8, 64, 8), (16, 4, 128, 4), b=16)
+             + wide((16, 16, 256, 3, 4, 4), (32, 16, 256, 3, 6, 4), (64, 16, 128, 4, 8, 4), (32, 64, 128, 4, 4, 4)),
+             qkv=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 8, 64, 8), b=16)
+             + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4), (32, 64, 128, 5, 1, 4)),
+             add=skinny((16, 4, 64, 4), (16, 2, 128, 4), (16, 8, 64, 8), b=16)
+             + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4), (32, 16, 256, 3, 3, 4), (16, 64, 128, 4, 1, 4)),
+             best=wide((128, 16, 128, 4, 1, 8), (128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4),
+                       (64, 16, 256, 3, 1, 4))),
+    32: dict(attention=many((32, 256, 9, 1), (32, 384, 7, 1), (32, 512, 7, 1)) + few((256, 4)),
+             long=wide((16, 64, 128, 4, 4, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 6, 4), (16, 32, 256, 3, 4, 4)),
+             gelu=wide((32, 64, 128, 5, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 128, 4, 1, 4), (32, 32, 256, 3, 1, 4)),
+             qkv=wide((32, 64, 64, 6, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 128, 4, 1, 4), (32, 32, 256, 3, 1, 4)),
+             add=wide((16, 64, 128, 3, 2, 4), (16, 64, 128, 4, 1, 4), (16, 32, 256, 3, 1, 4)),
+             best=wide((128, 64, 128, 3, 1, 8), (128, 64, 64, 4, 1, 4), (128, 32, 128, 4, 1, 8))),
     64: dict(attention=few((256, 4)) + many((32, 256, 7, 1), (32, 1024, 7, 1), (32, 1024, 5, 1), (32, 1024, 9, 1),
                                             (64, 1024, 5, 1), (64, 1024, 5, 2), (16, 1024, 9, 1), (32, 512, 7, 1),
                                             (32, 128, 5, 1), (32, 384, 7, 1), (32, 256, 5, 2), (64, 256, 4, 2),
@@ -153,19 +176,20 @@ class Bench:
         return sum(means) / len(means)
 
 
-def tune(bench: Bench, chosen: dict, kinds: list[str], seconds: float, rows: list[dict]) -> dict:
+def tune(bench: Bench, chosen: dict, model: str, kinds: list[str], seconds: float, rows: list[dict]) -> dict:
     """The fastest tiles of these kinds found within so many seconds, starting from `chosen`.
 
     Each time taken goes into `rows`.
     """
     def note(choice, tile, us):
-        rows.append({"model": "gpt2", "dtype": "bfloat16", "tp": bench.model.world.size, "batch": bench.batch,
+        rows.append({"model": model, "dtype": "bfloat16", "tp": bench.model.world.size, "batch": bench.batch,
                      "context": "+".join(map(str, CONTEXTS)), "choice": choice, "tile": str(tile),
                      "us_per_step": round(us, 1)})
 
     begin = time.monotonic()
     for kind, options in CANDIDATES[bench.batch].items():  # what is in the file may not run on this GPU
-        chosen = chosen | {kind: next(tile for tile in (chosen[kind], *options) if not bench.wrong(kind, tile))}
+        known = [chosen[kind]] if kind in chosen else []
+        chosen = chosen | {kind: next(tile for tile in (*known, *options) if not bench.wrong(kind, tile))}
     best = bench.microseconds(chosen)
     note("start", "", best)
     print(f"batch {bench.batch}: {best:.1f} us a step to begin with", flush=True)
@@ -188,11 +212,11 @@ def tune(bench: Bench, chosen: dict, kinds: list[str], seconds: float, rows: lis
     return chosen
 
 
-def as_json(measured: dict[tuple[int, int], dict]) -> str:
+def as_json(measured: dict[tuple[int, int, int], dict]) -> str:
     """One choice a line."""
     parts = []
-    for (batch, ranks), sizes in sorted(measured.items(), key=lambda item: item[0][::-1]):
-        key = f"{batch}/{ranks}" if ranks > 1 else batch
+    for (batch, ranks, width), sizes in sorted(measured.items(), key=lambda item: item[0][::-1]):
+        key = f"{batch}/{ranks}/{width}" if width != tiles.D else f"{batch}/{ranks}" if ranks > 1 else batch
         lines = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in sizes.items())
         parts.append(f' "{key}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
@@ -202,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=list(CANDIDATES), choices=list(CANDIDATES))
     parser.add_argument("--seconds", type=float, default=120.0, help="for each batch")
+    parser.add_argument("--model", default="gpt2", choices=list(FAMILY), help="default: gpt2")
     parser.add_argument("--choice", nargs="+", default=list(CANDIDATES[1]), choices=list(CANDIDATES[1]),
                         help="kernels whose tiles are tried (default: all)")
     parser.add_argument("--write", action="store_true", help=f"keep what was found in {FILE.name}")
@@ -212,14 +237,15 @@ def main() -> None:
     args, rows = parser.parse_args(), []
     measured, name = dict(tiles.MEASURED), f"{args.choice[0] if len(args.choice) == 1 else 'decode'}_tiles"
     for ranks in args.imagine:
-        model = load_model("random:gpt2", World.single("cuda").imagine(ranks), dtype="bfloat16")
+        model = load_model(f"random:{args.model}", World.single("cuda").imagine(ranks), dtype="bfloat16")
+        width = model.config.n_embd
         for batch in args.batch:
-            known = {}
-            for n in range(1, ranks + 1):  # what was measured for so many ranks, or else for fewer
-                known |= measured.get((batch, n), {})
+            known, key = {}, (batch, ranks, width)
+            for n, w in [*product(range(1, ranks + 1), (tiles.D,)), (ranks, width)]:  # of what is nearest, the last
+                known |= measured.get((batch, n, w), {})
             with torch.inference_mode():
-                found = tune(Bench(model, batch), known, args.choice, args.seconds, rows)
-            measured[batch, ranks] = measured.get((batch, ranks), {}) | {kind: found[kind] for kind in args.choice}
+                found = tune(Bench(model, batch), known, args.model, args.choice, args.seconds, rows)
+            measured[key] = measured.get(key, {}) | {kind: found[kind] for kind in args.choice}
             if args.write:
                 FILE.write_text(as_json(measured))
             if args.record:

@@ -19,7 +19,7 @@ from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.kernels import KERNELS, Kernels, plain
 from tpgpt2_ref.kernels.state import DecodeState
-from tpgpt2_ref.kernels.tiles import ALL_WIDE, MEASURED, WARP, attention_tile, tile_for
+from tpgpt2_ref.kernels.tiles import ALL_WIDE, MEASURED, WARP, attention_tile, size_of, tile_for
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.request import SamplingParams
 from tpgpt2_ref.weights import load_model
@@ -269,9 +269,22 @@ def test_measured_tiles_are_written_as_they_are_read():
     from tpgpt2_ref.measure.tune_decode import CANDIDATES, FILE, as_json
 
     assert FILE.read_text() == as_json(MEASURED)
-    assert CANDIDATES.keys() == {batch for batch, _ in MEASURED}
-    assert all(CANDIDATES[b].keys() >= sizes.keys() for (b, _), sizes in MEASURED.items())
-    assert all(CANDIDATES[b].keys() == MEASURED[b, 1].keys() for b in CANDIDATES)
+    assert CANDIDATES.keys() == {batch for batch, _, _ in MEASURED}
+    assert all(CANDIDATES[batch].keys() >= sizes.keys() for (batch, _, _), sizes in MEASURED.items())
+
+
+def test_a_measured_shape_gets_its_own_tile():
+    """The nearest measured is the shape itself; a batch between two takes the nearer's, counted in doublings."""
+    for (batch, ranks, width), sizes in MEASURED.items():
+        for kind, tile in sizes.items():
+            then = "add" if kind == "long" else kind
+            if kind == "attention":
+                assert attention_tile(batch, width // 64 // ranks) == tile
+            else:
+                assert tile_for(then, batch, *size_of(kind, ranks, width)) == tile
+    assert tile_for("gelu", 12, 3072, 768) == MEASURED[8, 1, 768]["gelu"]
+    assert tile_for("gelu", 200, 3072, 768) == MEASURED[64, 1, 768]["gelu"]
+
 
 
 if __name__ == "__main__" and "two ranks" in sys.argv:
