@@ -118,7 +118,8 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     for tp in tps:
         for model in FAMILY:
             shared = ["--model", f"random:{model}", "--tp", tp, "--batch", 1, 8]
-            found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 2, 16, 32, 64, "--prompt-len", 128, 512),
+            found += [part(f"decode-{model}-tp{tp}", 480, tp, "decode", *shared, 2, 16, 32, 64, "--prompt-len", 128,
+                           512),
                       part(f"prefill-{model}-tp{tp}", 240, tp, "prefill", *shared, "--prompt-len", 128, 512, 1000)]
     return [*found, *traces(ours, out, tps), *chapters, cost]
 
