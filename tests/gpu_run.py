@@ -143,12 +143,11 @@ def merge(out: Path) -> None:
     for path in sorted((out / "parts").glob("*/*/*.json")):
         parts.setdefault((path.parent.name, path.name), []).append(path)
     for paths in parts.values():
-        raw = [p.parent / "raw" / p.name for p in paths]
-        samples = None
         run = results.one_machine([results.load(p) for p in paths])
-        if all(r.exists() for r in raw):
-            samples = [row["us"] for r in raw for row in json.loads(r.read_text())["rows"]]
-            samples = samples if len(samples) == len(run.rows) else None  # a part was ended between its two files
+        try:
+            samples = [us for path in paths for us in results.load_samples(path)]
+        except UserError:  # a bench without, or a part that was ended between its two files
+            samples = None
         results.save(run, out / "results", samples)
 
 

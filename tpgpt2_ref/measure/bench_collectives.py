@@ -12,6 +12,7 @@ size is the whole result of an all-gather:
                                        algbw              broadcast
 
 One sample is the mean of some calls in a row, on the slowest rank; a row holds the samples' median, p10 and p90.
+On a host that other programs use, a run of another hour tells more than a longer one: `--add` pools the samples.
 `bare nccl` and `bare gloo` are torch.distributed's own calls, timed in turn with ours.
 """
 from __future__ import annotations
@@ -22,7 +23,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -39,6 +42,8 @@ from .cost import calls_in_a_row
 HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 SMALLEST, LARGEST = 256, {"cuda": 2**30, "cpu": 2**24}
+CASE = ("op", "path", "world", "bytes", "dtype", "graph", "calls", "link")  # rows of several runs that are pooled
+SAME = ("device", "count", "links", "cpu", "torch", "cuda", "nccl", "driver")  # of a machine, in runs that are pooled
 FEWEST_SAMPLES, BUDGET_US = 5, 1e6  # a slow link gets fewer samples, so that a gigabyte ends in seconds
 DOOR_BYTES = 1536  # one GPT-2 token in bf16: where an overhead would hurt most
 
@@ -57,6 +62,8 @@ def add_arguments(parser):
                         "the samples each time: a host that is slow for a second then spoils no size (default: 1)")
     parser.add_argument("--record", nargs="?", const=str(results.BOOK_RESULTS), metavar="FOLDER",
                         help="keep the rows in FOLDER/<machine>/collectives.json (default: the book's results)")
+    parser.add_argument("--add", action="store_true", help="with --record: add the samples to those that the file has "
+                        "already, row by row, instead of writing it anew")
 
 
 def ranks(args) -> int | None:
@@ -81,6 +88,8 @@ def check(args):
         raise UserError("--samples must be at least 3: a median and a spread come out of them")
     if not 1 <= args.rounds <= args.samples:
         raise UserError(f"--rounds must be between 1 and the samples, {args.samples}, not {args.rounds}")
+    if args.add and not args.record:
+        raise UserError("--add adds to a recorded file: say --record too")
     if args.link != "all":
         links.turn_dial(args.link)  # before any rank of this process or its children has started NCCL
 
@@ -101,9 +110,39 @@ def run(args, world) -> dict:
             out["door"] = door_overhead(world)
     out["rows"] = [row for row, _ in kept]
     if args.record and (world is None or world.rank == 0):
-        run = results.Run("collectives", out["machine"], out["rows"])
-        out["recorded"] = str(results.save(run, args.record, [samples for _, samples in kept]))
+        run, samples = results.Run("collectives", out["machine"], out["rows"]), [samples for _, samples in kept]
+        before = Path(args.record) / run.machine["slug"] / "collectives.json"
+        if args.add and before.exists():
+            run, samples = pool([(results.load(before), results.load_samples(before)), (results.stamped(run), samples)])
+        out["recorded"] = str(results.save(run, args.record, samples))
     return out
+
+
+def pool(runs: list[tuple[results.Run, list[list[float]]]]) -> tuple[results.Run, list[list[float]]]:
+    """Runs of one machine and their samples, oldest first, as one: a row's numbers are those of all its samples.
+
+    The date and the commit are the last run's; a row names its own commits where they are others. Raises UserError if
+    the runs are of machines, or of software, that differ.
+    """
+    results.same_machine([run for run, _ in runs])
+    rows, samples, commits = {}, defaultdict(list), defaultdict(list)
+    last, _ = runs[-1]
+    for run, of_rows in runs:
+        for field in SAME:
+            if run.machine.get(field) != last.machine.get(field):
+                raise UserError(f"the runs differ in {field} ({run.machine.get(field)} and {last.machine.get(field)}): "
+                                "record anew, without --add")
+        for row, us in zip(run.rows, of_rows, strict=True):
+            case = tuple(row.get(field) for field in CASE)
+            rows.setdefault(case, row)
+            samples[case] += us
+            commits[case] += [c for c in row.get("commit", run.commit).split(", ") if c not in commits[case]]
+    out = []
+    for case, row in rows.items():
+        row = {k: v for k, v in row.items() if k != "commit"} | spread(samples[case])
+        row |= bandwidth(row["op"], row["bytes"], row["us_median"], row["world"])
+        out.append(row if commits[case] == [last.commit] else row | {"commit": ", ".join(commits[case])})
+    return replace(last, rows=out), [samples[case] for case in rows]
 
 
 def show(result) -> str:

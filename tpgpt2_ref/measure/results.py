@@ -104,6 +104,19 @@ def load(path: Path | str) -> Run:
     return Run(**{k: v for k, v in document.items() if k != "schema"})
 
 
+def load_samples(path: Path | str) -> list[list[float]]:
+    """The samples behind each row of that file. Raises UserError if there are none, or another run's."""
+    raw, run = Path(path).parent / "raw" / Path(path).name, load(path)
+    try:
+        document = json.loads(raw.read_text())
+        samples = [row["us"] for row in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"cannot read the samples in {raw} ({type(e).__name__}): record {path} again") from e
+    if (document.get("recorded_at"), len(samples)) != (run.recorded_at, len(run.rows)):
+        raise UserError(f"the samples in {raw} are not those of {path}: record it again")
+    return samples
+
+
 def recorded(name: str, folder: Path | str = BOOK_RESULTS) -> list[Run]:
     """All recorded runs of that name, by machine. Empty where none was recorded."""
     return [load(path) for path in sorted(Path(folder).glob(f"*/{name}.json"))]

@@ -100,11 +100,56 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     streamed = [json.loads(line) for line in got.stderr.splitlines() if line.startswith('{"row"')]
     assert [s["row"] for s in streamed] == run.rows and all(len(s["us"]) == 3 for s in streamed)
     assert result["door"]["bytes"] == 1536
+    again = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256", "--ops", "broadcast",
+                "--samples", "4", "--record", str(tmp_path), "--add")
+    assert again.returncode == 0, again.stderr
+    more = results.load(result["recorded"])
+    assert [(r["op"], r["path"], r["bytes"]) for r in more.rows] == [(r["op"], r["path"], r["bytes"]) for r in run.rows]
+    for row, us in zip(more.rows, results.load_samples(result["recorded"]), strict=True):
+        assert len(us) == (7 if (row["op"], row["bytes"]) == ("broadcast", 256) else 3)
+        assert bench.spread(us)["us_median"] == row["us_median"]
+
+
+def recorded_run(commit, medians, **machine):
+    """A run of two samples a row, and its samples."""
+    rows = [{"op": "all_reduce", "path": "nccl", "world": 2, "bytes": n, "dtype": "bfloat16", "graph": False,
+             "calls": 100, **bench.spread([us, us]), **bench.bandwidth("all_reduce", n, us, 2), "link": "NVLink"}
+            for n, us in medians.items()]
+    card = results.machine_card() | {"slug": "2x-one", "torch": "2.11.0"} | machine
+    run = results.Run("collectives", card, rows, "2026-01-01T00:00:00+00:00", commit)
+    return run, [[us, us] for us in medians.values()]
+
+
+def test_runs_are_pooled_by_case():
+    first, second = recorded_run("aaa", {256: 30.0, 512: 31.0}), recorded_run("bbb", {512: 41.0, 1024: 42.0})
+    run, samples = bench.pool([first, second])
+    assert samples == [[30, 30], [31, 31, 41, 41], [42, 42]] and run.commit == "bbb"
+    assert [(r["bytes"], r["us_median"], r.get("commit")) for r in run.rows] == [
+        (256, 30, "aaa"), (512, 36, "aaa, bbb"), (1024, 42, None)]
+    assert run.rows[1]["algbw_gb_per_s"] == round(512 / 36 / 1e3, 6)
+    third, samples = bench.pool([(run, samples), recorded_run("bbb", {512: 41.0})])
+    assert third.rows[1]["commit"] == "aaa, bbb" and len(samples[1]) == 6
+    for other, word in (({"torch": "2.13.0"}, "differ in torch"), ({"slug": "4x-one"}, "different machines")):
+        with pytest.raises(UserError, match=word):
+            bench.pool([first, recorded_run("bbb", {512: 41.0}, **other)])
+
+
+def test_samples_of_another_run_are_refused(tmp_path):
+    run, samples = recorded_run("aaa", {256: 30.0})
+    path = results.save(run, tmp_path, samples)
+    assert results.load_samples(path) == samples
+    raw = path.parent / "raw" / path.name
+    raw.write_text(raw.read_text().replace("2026-01-01", "2025-01-01"))
+    with pytest.raises(UserError, match="not those of"):
+        results.load_samples(path)
+    raw.unlink()
+    with pytest.raises(UserError, match="cannot read the samples"):
+        results.load_samples(path)
 
 
 @pytest.mark.parametrize("argv, word", [
     (["--sizes", "huge"], "--sizes huge"), (["--tp", "1"], "at least 2 ranks"), (["--samples", "1"], "--samples"),
-    (["--ops", "scatter"], "known: all_reduce"),
+    (["--ops", "scatter"], "known: all_reduce"), (["--add"], "say --record too"),
 ])
 def test_mistakes_are_one_line_and_status_2(argv, word, capsys):
     assert main(["bench", "collectives", "--device", "cpu", *argv]) == 2
