@@ -23,10 +23,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
-from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 
 import torch
 
@@ -38,12 +36,11 @@ from ..parallel.launch import gpu_count
 from ..parallel.torchrun import torchrun_env
 from . import links, results
 from .cost import calls_in_a_row
+from .samples import bandwidth, before, pool, spread
 
 HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 SMALLEST, LARGEST = 256, {"cuda": 2**30, "cpu": 2**24}
-CASE = ("op", "path", "world", "bytes", "dtype", "graph", "calls", "link")  # rows of several runs that are pooled
-SAME = ("device", "count", "links", "cpu", "torch", "cuda", "nccl", "driver")  # of a machine, in runs that are pooled
 FEWEST_SAMPLES, BUDGET_US = 5, 1e6  # a slow link gets fewer samples, so that a gigabyte ends in seconds
 DOOR_BYTES = 1536  # one GPT-2 token in bf16: where an overhead would hurt most
 
@@ -96,6 +93,7 @@ def check(args):
 
 def run(args, world) -> dict:
     out = {"bench": "collectives", "machine": results.machine_card()}
+    known = before(args.record, out["machine"]) if args.add else None  # what can't be added to is said at once
     if world is None:
         kept = [row for link in _links(args.link) for size in _worlds(args.tp, link)
                 for row in links.sweep(link, size, _options(args))]
@@ -111,38 +109,10 @@ def run(args, world) -> dict:
     out["rows"] = [row for row, _ in kept]
     if args.record and (world is None or world.rank == 0):
         run, samples = results.Run("collectives", out["machine"], out["rows"]), [samples for _, samples in kept]
-        before = Path(args.record) / run.machine["slug"] / "collectives.json"
-        if args.add and before.exists():
-            run, samples = pool([(results.load(before), results.load_samples(before)), (results.stamped(run), samples)])
+        if known:
+            run, samples = pool([known, (results.stamped(run), samples)])
         out["recorded"] = str(results.save(run, args.record, samples))
     return out
-
-
-def pool(runs: list[tuple[results.Run, list[list[float]]]]) -> tuple[results.Run, list[list[float]]]:
-    """Runs of one machine and their samples, oldest first, as one: a row's numbers are those of all its samples.
-
-    The date and the commit are the last run's; a row names its own commits where they are others. Raises UserError if
-    the runs are of machines, or of software, that differ.
-    """
-    results.same_machine([run for run, _ in runs])
-    rows, samples, commits = {}, defaultdict(list), defaultdict(list)
-    last, _ = runs[-1]
-    for run, of_rows in runs:
-        for field in SAME:
-            if run.machine.get(field) != last.machine.get(field):
-                raise UserError(f"the runs differ in {field} ({run.machine.get(field)} and {last.machine.get(field)}): "
-                                "record anew, without --add")
-        for row, us in zip(run.rows, of_rows, strict=True):
-            case = tuple(row.get(field) for field in CASE)
-            rows.setdefault(case, row)
-            samples[case] += us
-            commits[case] += [c for c in row.get("commit", run.commit).split(", ") if c not in commits[case]]
-    out = []
-    for case, row in rows.items():
-        row = {k: v for k, v in row.items() if k != "commit"} | spread(samples[case])
-        row |= bandwidth(row["op"], row["bytes"], row["us_median"], row["world"])
-        out.append(row if commits[case] == [last.commit] else row | {"commit": ", ".join(commits[case])})
-    return replace(last, rows=out), [samples[case] for case in rows]
 
 
 def show(result) -> str:
@@ -273,18 +243,6 @@ def door_overhead(world, repeats: int = 100) -> dict:
     world.sums = sums
     overhead = median(door - bare for door, bare in zip(times["door"], times["bare"], strict=True))
     return {"bytes": DOOR_BYTES, **{f"{name}_us": median(t) for name, t in times.items()}, "overhead_us": overhead}
-
-
-def spread(us: list[float]) -> dict:
-    tenths = quantiles(us, n=10, method="inclusive")
-    return {"us_median": round(median(us), 3), "us_p10": round(tenths[0], 3), "us_p90": round(tenths[-1], 3)}
-
-
-def bandwidth(op: str, nbytes: int, us: float, n: int) -> dict:
-    """GB/s as nccl-tests defines it: what the algorithm sees, and what the bus carries."""
-    algbw = nbytes * (n if op == "all_gather" else 1) / us / 1e3
-    bus = {"all_reduce": 2 * (n - 1) / n, "broadcast": 1}.get(op, (n - 1) / n)
-    return {"algbw_gb_per_s": round(algbw, 6), "busbw_gb_per_s": round(algbw * bus, 6)}
 
 
 def powers_of_two(first: int, last: int) -> list[int]:

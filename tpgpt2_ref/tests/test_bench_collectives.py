@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.measure import bench_collectives as bench
 from tpgpt2_ref.measure import results
+from tpgpt2_ref.measure.samples import before
 from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
@@ -108,6 +110,10 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     for row, us in zip(more.rows, results.load_samples(result["recorded"]), strict=True):
         assert len(us) == (7 if (row["op"], row["bytes"]) == ("broadcast", 256) else 3)
         assert bench.spread(us)["us_median"] == row["us_median"]
+    path = Path(result["recorded"])
+    path.write_text(path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    with pytest.raises(UserError, match="differ in torch"):  # before anything is measured
+        before(str(tmp_path), run.machine)
 
 
 def recorded_run(commit, medians, **machine):
