@@ -203,7 +203,7 @@ def wide_kernel(x, weight, bias, norm_weight, norm_bias, eps, residual, out, pos
         line = tl.minimum(start + tl.arange(0, LINES) * 64, K - 1)  # 128 bytes each
         prefetch(from_weight + line[:, None])
     from_weight += depth[:, None]  # (DEPTH, ROWS)
-    from_x = x + (batch % batch_size) * K + depth[None, :]  # not all of them the last row: they would queue for it
+    from_x = x + (batch % batch_size) * K + depth[None, :]  # (B, DEPTH): past the batch, not all one row
     b = tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32) if BIAS else tl.zeros((1, ROWS), tl.float32)
     if NORM:
         s = tl.load(norm_weight + rows, mask=rows < N, other=0.0)

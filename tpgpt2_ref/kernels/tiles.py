@@ -25,9 +25,8 @@ MEASURED = {shape(key): sizes for key, sizes in json.loads(Path(__file__).with_s
 
 def size_of(kind: str, ranks: int, width: int) -> tuple[int, int]:
     """(n, k) of W on one of so many ranks of a model so wide."""
-    n, k = {"qkv": (3 * width // ranks, width), "gelu": (4 * width // ranks, width), "add": (width, width // ranks),
+    return {"qkv": (3 * width // ranks, width), "gelu": (4 * width // ranks, width), "add": (width, width // ranks),
             "long": (width, 4 * width // ranks), "best": (VOCAB // ranks, width)}[kind]
-    return n, k
 
 
 def attention_tile(batch: int, heads: int) -> dict:

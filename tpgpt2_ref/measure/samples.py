@@ -14,6 +14,7 @@ SAME = ("device", "count", "links", "cpu", "torch", "cuda", "nccl", "driver")  #
 
 
 def spread(us: list[float]) -> dict:
+    """Samples in microseconds -> {us_median, us_p10, us_p90}."""
     tenths = quantiles(us, n=10, method="inclusive")
     return {"us_median": round(median(us), 3), "us_p10": round(tenths[0], 3), "us_p90": round(tenths[-1], 3)}
 

@@ -109,7 +109,7 @@ CANDIDATES = {
 
 
 class Bench:
-    """One batch size: a state at so many tokens, a random cache, and the step's time for any choice of tiles."""
+    """One batch size: a state, a random cache, and the step's time for any choice of tiles."""
 
     def __init__(self, model, batch: int):
         self.model, self.batch = model, batch

@@ -286,7 +286,6 @@ def test_a_measured_shape_gets_its_own_tile():
     assert tile_for("gelu", 200, 3072, 768) == MEASURED[64, 1, 768]["gelu"]
 
 
-
 if __name__ == "__main__" and "two ranks" in sys.argv:
     hold_ranks_equal()
 elif __name__ == "__main__":
