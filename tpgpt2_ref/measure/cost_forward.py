@@ -26,6 +26,7 @@ from .cost import error_fields, least_squares, predict
 VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py` pads it; a test compares
 INNER_MULTIPLE = 8  # columns of the MLP a rank, as `gpt2.py` pads them
 TERMS = ("alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_kv_byte_few", "us_per_flop")
+CACHE = TERMS.index("us_per_kv_byte"), TERMS.index("us_per_kv_byte_few")
 FEWEST_ROWS = 8  # 4 to fit, 4 to judge
 DRAWS = 40
 GOOD = 0.15  # the error that a prediction should stay within
@@ -128,13 +129,16 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
     return out
 
 
-def _fit_half(name: str, part: list[tuple], draw: int) -> tuple[tuple[float, ...], list[float]]:
+def _fit_half(name: str, part: list[tuple], draw: int) -> tuple[list[float], list[float]]:
     """(coefficients fitted to one half of the rows, relative errors on the other), half of every (tp, sum) in each."""
     dice = random.Random(draw)
     order = sorted(part, key=lambda f: (f[0]["tp"], f[0]["sum"], dice.random()))
     half, rest = order[::2], order[1::2]
-    coefficients, _ = least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
-                                    [comm for *_, comm in half])
+    coefficients = list(least_squares([f for _, f, _ in half], [_us(name, row) for row, _, _ in half],
+                                      [comm for *_, comm in half])[0])
+    for kernel, other in (CACHE, CACHE[::-1]):  # one that none of them ran is not free: the other's price
+        if not any(f[kernel] for _, f, _ in half):
+            coefficients[kernel] = coefficients[other]
     return coefficients, [abs((_dot(coefficients, f) + comm) / _us(name, row) - 1) for row, f, comm in rest]
 
 

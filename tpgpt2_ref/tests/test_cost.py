@@ -235,6 +235,14 @@ def steps(model, noise=0.03):
     return rows
 
 
+def test_a_kernel_that_was_never_run_is_not_free():
+    """Rows of one attention kernel alone: a byte that the other would read costs as much."""
+    model = cost.fit_collectives([r for op in ("all_reduce", "all_gather") for r in curve(truth, op, graph=True)])
+    for batch in (8, 64):
+        (fit,) = cost_forward.fit_forward("decode", [r for r in steps(model) if r["batch"] == batch], model)
+        assert fit["us_per_kv_byte"] == fit["us_per_kv_byte_few"] > 0
+
+
 @pytest.fixture
 def folder(tmp_path):
     """An imagined machine's results, as `bench` records them."""
