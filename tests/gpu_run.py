@@ -35,8 +35,8 @@ SIZES = ",".join(str(n) for k in range(8, 30) for n in (1 << k, 3 << k - 1)) + "
 sys.path.insert(0, str(ROOT))
 
 from tpgpt2_ref.errors import UserError  # noqa: E402
-from tpgpt2_ref.measure import results  # noqa: E402
 from tpgpt2_ref.parallel.launch import gpu_count  # noqa: E402
+from tpgpt2_ref.recorded import results  # noqa: E402
 
 
 @dataclass(frozen=True)

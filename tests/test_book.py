@@ -7,7 +7,8 @@ import nbformat
 import pytest
 import yaml
 
-from tpgpt2_ref.measure import cost_forward, results
+from tpgpt2_ref.cost import forward as cost_forward
+from tpgpt2_ref.recorded import results
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tpgpt2_ref.cli import parser
-from tpgpt2_ref.measure import results
+from tpgpt2_ref.recorded import results
 
 SPEC = importlib.util.spec_from_file_location("gpu_run", Path(__file__).with_name("gpu_run.py"))
 gpu_run = sys.modules["gpu_run"] = importlib.util.module_from_spec(SPEC)

@@ -82,7 +82,7 @@ def run(args, argv: list[str]) -> int:
 def on_rank(command, args) -> dict | None:
     from .parallel.world import World
 
-    with World.join(args.device, sums=getattr(args, "sum", "auto")) as world:
+    with World.join(args.device, all_reduce=getattr(args, "sum", "auto")) as world:
         if world.size != args.tp:
             raise UserError(f"--tp {args.tp}, but torchrun started {world.size} ranks: make them equal")
         try:

@@ -105,7 +105,7 @@ MATRIX = {row.name: row for row in (
             note="reads pages in decode at head sizes 32, 64, 128 and 256; gathers them otherwise"),
     Support("TRITON_ATTN", f"{HERE}.triton_attn:TritonAttention", ("triton",), ("cuda", "rocm"), range(32, 257, 8),
             DTYPES, ((8, 0), ANY_SM), cache_dtypes=("auto", "fp8_e4m3"),
-            note="this package's own kernel, see kernels/paged_attention.py"),
+            note="this package's own kernel, see triton_kernel.py"),
     Support("SDPA", f"{HERE}.sdpa:SDPA", ("torch",), ("cuda", "rocm", "cpu"), cache_dtypes=("auto", "fp8_e4m3"),
             note="PyTorch's scaled_dot_product_attention, one sequence at a time"),
     Support("NAIVE", f"{HERE}.naive:NaiveBackend", ("torch",), ("cuda", "rocm", "cpu"),

@@ -11,8 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import FAMILY, PLANS
+from ..cost import collectives as cost
+from ..cost import forward as cost_forward
 from ..errors import UserError
-from ..measure import cost, cost_forward, results
+from ..recorded import results
 
 HELP = "fit the cost model to recorded runs, and predict with it"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")

@@ -51,8 +51,8 @@ def show(result: dict) -> str:
 
 
 def links():
-    """Rows of `measure.links.gpu_links`, or one line on why there are none."""
-    from ..measure.links import gpu_links
+    """Rows of `bench.dial.gpu_links`, or one line on why there are none."""
+    from ..bench.dial import gpu_links
 
     try:
         return gpu_links() or "one GPU: nothing to link"

@@ -12,7 +12,9 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from ..arguments import (
+from ..request import SamplingParams
+from ..weights import find_checkpoint
+from .arguments import (
     add_model_arguments,
     add_prompt_arguments,
     check_names,
@@ -21,8 +23,6 @@ from ..arguments import (
     prompts,
     ranks,
 )
-from ..request import SamplingParams
-from ..weights import find_checkpoint
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "generate text, on one rank or several"

@@ -7,7 +7,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..arguments import (
+from ..errors import UserError
+from ..weights import find_checkpoint
+from .arguments import (
     add_model_arguments,
     add_prompt_arguments,
     check_names,
@@ -16,8 +18,6 @@ from ..arguments import (
     prompts,
     ranks,
 )
-from ..errors import UserError
-from ..weights import find_checkpoint
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "write the logits of a prompt to a .npy file"

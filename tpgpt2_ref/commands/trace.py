@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..arguments import add_model_arguments, check_names, dtype, ranks  # noqa: F401  cli.py calls ranks
 from ..errors import UserError
-from ..measure.results import machine_card
+from ..recorded.results import machine_card
 from ..weights import find_checkpoint
+from .arguments import add_model_arguments, check_names, dtype, ranks  # noqa: F401  cli.py calls ranks
 
 HELP = "record a forward: stages, collectives, waiting and transfer on every rank"
 
@@ -67,10 +67,10 @@ def check_rung(args):
 
 def rung_step(args, model):
     """The decode step of --rung, with the whole of it as a stage."""
-    from ..engine.decoder import cannot_graph, is_hopper
+    from ..bench.step import make_rung_step
+    from ..bench.timeline import as_a_stage
+    from ..engine.decode_graph import cannot_graph, is_hopper
     from ..engine.ladder import rungs
-    from ..measure.step import make_rung_step
-    from ..measure.timeline import as_a_stage
 
     if why := cannot_graph(model):
         raise UserError(f"--rung {args.rung} can't run here: {why}")
@@ -82,8 +82,8 @@ def rung_step(args, model):
 
 
 def run(args, world) -> dict:
-    from ..measure import timeline
-    from ..measure.step import make_step
+    from ..bench import timeline
+    from ..bench.step import make_step
     from ..weights import load_model
 
     model = load_model(args.model, world, args.plan, dtype(args), args.backend)
@@ -98,7 +98,7 @@ def run(args, world) -> dict:
 
 
 def show(result) -> str:
-    from ..measure.timeline import text
+    from ..bench.timeline import text
 
     counts = ", ".join(f"{n} {op}" for op, n in result["counts"].items()) or "no collectives"
     clock = f"clock {result['clock']}" + (f", +-{result['clock_error_us']:.1f} us" if result["clock_error_us"] else "")

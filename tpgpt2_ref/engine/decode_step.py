@@ -43,9 +43,10 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     else:
         keys = k.best(normed, norm, model.wte, state)  # (programs, B) of this rank's part of the vocabulary
         if not world.alone:
-            way = next((way for way in world.sums if k.fused_sum and hasattr(way, "gather")), None)
+            algorithm = next((a for a in world.all_reduces if k.fused_sum and hasattr(a, "gather")), None)
             keys, name = keys.amax(0), model.lm_head.name  # (B,) -> (n, B)
-            keys = all_gather_stack(way, keys, world, name) if way else all_gather(keys[:, None], world, name).T
+            keys = all_gather_stack(algorithm, keys, world, name) if algorithm else \
+                all_gather(keys[:, None], world, name).T
     k.pick(keys, state)
 
 
@@ -58,10 +59,10 @@ def row_parallel(x, linear, residual, norm, k: Kernels, state, world):
         more = {"next_norm": norm} if k.scaled_norm and len(x) >= ALL_WIDE else {}
         left = k.add(x, linear, residual, state, **more)
         return left.x if isinstance(left, Scaled) else left, left, norm
-    way = next(way for way in world.sums if way.takes(residual))
-    if k.fused_sum and hasattr(way, "fuses") and way.fuses(residual):
+    algorithm = next(algorithm for algorithm in world.all_reduces if algorithm.takes(residual))
+    if k.fused_sum and hasattr(algorithm, "fuses") and algorithm.fuses(residual):
         y = k.partial(x, linear, bias=False, state=state)
-        normed, residual = all_reduce_add_norm(way, y, linear, residual, norm, world, k.pdl)
+        normed, residual = all_reduce_add_norm(algorithm, y, linear, residual, norm, world, k.pdl)
         return residual, normed, None
     y = k.partial(x, linear, bias=world.rank == 0, state=state)
     residual = residual + all_reduce(y, world, linear.name)

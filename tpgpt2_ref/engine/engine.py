@@ -20,8 +20,8 @@ from ..config import CacheConfig
 from ..errors import UserError
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
-from .cuda_graph import CaptureError
-from .decoder import GraphDecoder, cannot_graph
+from .decode_graph import GraphDecoder, cannot_graph
+from .graph import CaptureError
 from .ladder import Rung
 from .sampling import sample
 

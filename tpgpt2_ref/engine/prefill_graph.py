@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..attention.metadata import AttentionMetadata
-from .cuda_graph import CapturedStep, CaptureError
+from .graph import CapturedStep, CaptureError
 from .prefill_step import prefill_step
 
 GRAPHED = ("FLASH_ATTN_3", "FLASH_ATTN_2")  # backends that ask the device for nothing while they are enqueued

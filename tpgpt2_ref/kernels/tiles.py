@@ -1,4 +1,4 @@
-"""Tile sizes of the decode kernels: `tiles.json` holds what `measure/tune_decode.py` found fastest on one H200.
+"""Tile sizes of the decode kernels: `tiles.json` holds what `bench/tune.py` found fastest on one H200.
 
 They were found on GPT-2 small, whole and split over ranks, and some on GPT-2 XL. Other shapes take the nearest one's.
 """

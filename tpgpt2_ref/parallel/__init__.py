@@ -2,7 +2,7 @@
 
     world.py         World: rank, size, device, group, passed along
     collectives.py   Diagram 3: all_gather, all_reduce, split; the only door to torch.distributed
-    all_reduce/      the ways to sum behind that door
+    all_reduce/      the all-reduce algorithms behind that door
     linear.py        ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
     embedding.py     VocabParallelEmbedding, ParallelLMHead
     launch.py        N ranks on this machine, without torchrun

@@ -5,7 +5,7 @@
     Split       [A1,A2,B1,B2] on every rank -> [A1,A2] | [B1,B2]  a local slice, nothing moves
 
 `layer` names the caller in a trace. With one rank, or without a trace, nothing is recorded.
-`all_reduce_add_norm` and `all_gather_stack` are kernels that only some ways to sum have: the caller brings the way.
+`all_reduce_add_norm` and `all_gather_stack` are kernels that only some algorithms have: the caller brings it.
 """
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result."""
     if world.alone:
         return x
-    for way in world.sums:
-        if way.takes(x):
+    for algorithm in world.all_reduces:
+        if algorithm.takes(x):
             break
     if world.trace is None:
-        return way(x)
-    with world.trace.collective("all_reduce", x, way.name, layer):
-        return way(x)
+        return algorithm(x)
+    with world.trace.collective("all_reduce", x, algorithm.name, layer):
+        return algorithm(x)
 
 
 def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
@@ -57,19 +57,20 @@ def broadcast(x: torch.Tensor, world, src: int = 0, layer: str = "") -> torch.Te
     return x
 
 
-def all_reduce_add_norm(way, partial: torch.Tensor, linear, residual: torch.Tensor, norm, world,
+def all_reduce_add_norm(algorithm, partial: torch.Tensor, linear, residual: torch.Tensor, norm, world,
                         pdl: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """All-reduce, `linear`'s bias, residual and LayerNorm in one kernel: (T, D) -> normed (T, D), new residual (T, D).
 
     A trace can't tell the sum's time from the rest's: its row is `fused`.
     """
-    return _recorded(world, "all_reduce", partial, linear.name, lambda: way.fused_add_norm(
-        partial, linear.bias, residual, norm.weight, norm.bias, norm.eps, pdl), way.name, "bias, residual, LayerNorm")
+    return _recorded(world, "all_reduce", partial, linear.name, lambda: algorithm.fused_add_norm(
+        partial, linear.bias, residual, norm.weight, norm.bias, norm.eps, pdl), algorithm.name,
+        "bias, residual, LayerNorm")
 
 
-def all_gather_stack(way, x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
+def all_gather_stack(algorithm, x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Stack the ranks' tensors, rank 0's first: (...) -> (size, ...)."""
-    return _recorded(world, "all_gather", x, layer, lambda: way.gather(x), way.name)
+    return _recorded(world, "all_gather", x, layer, lambda: algorithm.gather(x), algorithm.name)
 
 
 def split_tensor_along_last_dim(x: torch.Tensor, world) -> torch.Tensor:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from .all_reduce import ways_to_sum
+from .all_reduce import all_reduces
 from .world import World
 
 
@@ -20,7 +20,7 @@ def fake_world(size: int, rank: int = 0):
 
     dist.init_process_group("fake", rank=rank, world_size=size, store=FakeStore())
     world = World(rank, size, torch.device("meta"), dist.group.WORLD)
-    world.sums = ways_to_sum(world, "c10d")
+    world.all_reduces = all_reduces(world, "c10d")
     try:
         yield world
     finally:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from ..errors import RankError, UserError
 from ..trace import Trace
-from .all_reduce import AllReduce, ways_to_sum
+from .all_reduce import AllReduce, all_reduces
 from .torchrun import torchrun_env
 
 
@@ -24,7 +24,7 @@ from .torchrun import torchrun_env
 class World:
     """A rank's view of its tensor-parallel group.
 
-    `sums` are this world's ways to all-reduce, fastest first; the first that takes a tensor sums it,
+    `all_reduces` are this world's all-reduce algorithms, fastest first; the first that takes a tensor sums it,
     and the last takes every tensor.
     """
 
@@ -32,7 +32,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
-    sums: tuple[AllReduce, ...] = ()
+    all_reduces: tuple[AllReduce, ...] = ()
     trace: Trace | None = None
     imagined: bool = False  # see `imagine`
     timeout: float = 60.0  # seconds to wait for a rank that never comes
@@ -60,12 +60,12 @@ class World:
         return replace(self, size=size, imagined=size > 1)
 
     @classmethod
-    def join(cls, device: str = "cpu", timeout: float = 60.0, sums: str = "auto") -> World:
+    def join(cls, device: str = "cpu", timeout: float = 60.0, all_reduce: str = "auto") -> World:
         """Form the group that torchrun's variables describe: NCCL on GPUs, gloo on CPUs.
 
         device   "cpu" or "cuda" (each rank takes the GPU of its LOCAL_RANK)
         timeout  seconds after which a collective that some rank never joined is an error, not a wait
-        sums     "auto", or the name of one way to all-reduce (see `all_reduce/`)
+        all_reduce  "auto", or the name of one all-reduce algorithm (see `all_reduce/`)
         Raises UserError for a rank without a GPU or a port in use, RankError if the others never came.
         """
         env = torchrun_env()
@@ -96,16 +96,16 @@ class World:
             raise RankError(f"rank {rank}: the group of {size} did not form on port {port}: "
                             f"{str(e).splitlines()[0]}") from e
         world = cls(rank, size, where, dist.group.WORLD, timeout=timeout)
-        world.sums = ways_to_sum(world, sums)
+        world.all_reduces = all_reduces(world, all_reduce)
         return world
 
     def close(self):
         """Leave the group. CUDA graphs that hold collectives must be gone by then: they are dropped first."""
         for holder in list(self.before_close):
             holder.close()
-        for way in self.sums:
-            way.close()
-        self.sums = ()
+        for algorithm in self.all_reduces:
+            algorithm.close()
+        self.all_reduces = ()
         if self.group is not None:
             self.group = None
             dist.destroy_process_group()

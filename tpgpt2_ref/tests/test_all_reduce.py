@@ -1,4 +1,4 @@
-"""The ways to sum: values, equal bits on every rank, CUDA graphs, races, silent peers, bytes that cross.
+"""The all-reduce algorithms: values, equal bits on every rank, CUDA graphs, races, silent peers, bytes that cross.
 
 `push` is tested three times: its protocol as a state machine (no GPU), its kernels with all ranks as streams of one
 process (one GPU, `test_push.py`), and among processes, on a GPU for each or all on one (slow, by time slices).
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tpgpt2_ref.errors import RankError, UserError
-from tpgpt2_ref.parallel.all_reduce import LIMITS, WAYS, AllReduce, limit, push, ways_to_sum
+from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, AllReduce, all_reduces, limit, push
 from tpgpt2_ref.parallel.all_reduce.push_model import search
 from tpgpt2_ref.parallel.all_reduce.symmetric import aligned
 from tpgpt2_ref.parallel.collectives import barrier
@@ -46,45 +46,45 @@ def test_the_search_finds_what_is_wrong_with_less(setting):
     assert len(verdict.path) > 3  # and says how it came to it
 
 
-# ---- what each way says of itself ---------------------------------------------------------------------------------
+# ---- what each algorithm says of itself ----
 
 def test_every_way_is_one_line():
-    for name, target in WAYS.items():
+    for name, target in ALGORITHMS.items():
         module, cls = target.split(":")
-        way = getattr(import_module(f"tpgpt2_ref.parallel.all_reduce.{module}"), cls)
-        assert issubclass(way, AllReduce)
-        assert name == "c10d" or way.name == name
-    assert set(LIMITS) == set(WAYS) - {"c10d"}
+        algorithm = getattr(import_module(f"tpgpt2_ref.parallel.all_reduce.{module}"), cls)
+        assert issubclass(algorithm, AllReduce)
+        assert name == "c10d" or algorithm.name == name
+    assert set(LIMITS) == set(ALGORITHMS) - {"c10d"}
     assert limit("push", 2) == LIMITS["push"][2] and limit("push", 3) == LIMITS["push"][4]
     assert limit("c10d", 2) == float("inf")
 
 
 def test_without_gpus_only_the_group_itself_sums():
     with fake_world(2) as world:
-        assert [way.name for way in ways_to_sum(world)] == ["fake"]
+        assert [algorithm.name for algorithm in all_reduces(world)] == ["fake"]
         with pytest.raises(UserError, match="cannot sum with push: it needs"):
-            ways_to_sum(world, "push")
+            all_reduces(world, "push")
         with pytest.raises(UserError, match="known: auto, push"):
-            ways_to_sum(world, "carrier pigeon")
+            all_reduces(world, "carrier pigeon")
 
 
 @pytest.mark.parametrize("name", ["push", "one_shot", "c10d"])
 @pytest.mark.parametrize("size", [2, 4, 8])
 def test_payload_formulas(name, size):
-    module, cls = WAYS[name].split(":")
+    module, cls = ALGORITHMS[name].split(":")
     out = getattr(import_module(f"tpgpt2_ref.parallel.all_reduce.{module}"), cls).bytes_out(1000, size)
     assert out == {"push": 1000 * (size - 1), "one_shot": 1000 * (size - 1), "c10d": 2000 * (size - 1) / size}[name]
 
 
 def test_push_says_which_tensors_it_takes():
-    way = object.__new__(push.PushAllReduce)
-    way.box, way.limit = SimpleNamespace(rows=4), 3 * push.ROW_BYTES
+    algorithm = object.__new__(push.PushAllReduce)
+    algorithm.box, algorithm.limit = SimpleNamespace(rows=4), 3 * push.ROW_BYTES
     tensors = {n: torch.empty(n // 2, dtype=torch.bfloat16) for n in (0, 16, 24, 1536, 3 * 8192, 4 * 8192, 5 * 8192)}
-    assert [n for n, x in tensors.items() if way.can(x)] == [16, 1536, 3 * 8192, 4 * 8192]
-    assert [n for n, x in tensors.items() if way.takes(x)] == [16, 1536, 3 * 8192]
-    assert not way.can(torch.empty(16, dtype=torch.int64))
-    assert way.fuses(torch.empty(4, 4096, dtype=torch.float16)) and not way.fuses(torch.empty(4, 4096))
-    assert not way.fuses(torch.empty(5, 768)) and not way.fuses(torch.empty(1, 770, dtype=torch.float16))
+    assert [n for n, x in tensors.items() if algorithm.can(x)] == [16, 1536, 3 * 8192, 4 * 8192]
+    assert [n for n, x in tensors.items() if algorithm.takes(x)] == [16, 1536, 3 * 8192]
+    assert not algorithm.can(torch.empty(16, dtype=torch.int64))
+    assert algorithm.fuses(torch.empty(4, 4096, dtype=torch.float16)) and not algorithm.fuses(torch.empty(4, 4096))
+    assert not algorithm.fuses(torch.empty(5, 768)) and not algorithm.fuses(torch.empty(1, 770, dtype=torch.float16))
 
 
 def test_tensors_that_no_vector_load_can_read_are_copied():
@@ -105,7 +105,7 @@ def test_plain_twin_of_the_fused_kernel():
     assert torch.allclose(new.double(), h, atol=1e-5) and torch.allclose(normed.double(), want, atol=1e-4)
 
 
-# ---- every way, among processes -----------------------------------------------------------------------------------
+# ---- every algorithm, among processes ----
 
 def numbers(*shape, dtype, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(getattr(torch, dtype)).cuda()
@@ -123,20 +123,20 @@ def assert_sum(got: list, inputs: list, dtype: str):
 
 def rank_sums(world, name: str) -> dict:
     """On each rank: sums of many sizes, eagerly and from a CUDA graph, checked against fp64; -> digest of the bits."""
-    way, digest, done = ways_to_sum(world, name)[0], hashlib.sha256(), set()
+    algorithm, digest, done = all_reduces(world, name)[0], hashlib.sha256(), set()
     for dtype in DTYPES:
         for nbytes in (16, 1536, 24_576, 196_608, 1_572_864):
             x = torch.zeros(nbytes // getattr(torch, dtype).itemsize, dtype=getattr(torch, dtype), device=world.device)
-            if not way.can(x):
+            if not algorithm.can(x):
                 continue
             done.add(dtype)
             inputs = [numbers(x.numel(), dtype=dtype, seed=r) for r in range(world.size)]
-            got = [way(inputs[world.rank].clone())]
+            got = [algorithm(inputs[world.rank].clone())]
             torch.cuda.synchronize()
             barrier(world)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                result = way(x + 0)
+                result = algorithm(x + 0)
             x.copy_(inputs[world.rank])
             for replay in range(3):
                 if replay == world.rank:
@@ -151,8 +151,8 @@ def rank_sums(world, name: str) -> dict:
                 digest.update(g.view(torch.uint8).cpu().numpy().tobytes())
             if name == "push":
                 assert_sum(got, inputs, dtype)
-    way.check()
-    way.close()
+    algorithm.check()
+    algorithm.close()
     return {"digest": digest.hexdigest(), "dtypes": sorted(done)}
 
 
@@ -167,40 +167,40 @@ def check_way(name, size, env=None):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_way_on_one_shared_gpu(name):
     check_way(name, 2, env={"TPGPT2_SHARE_GPU": "1"})
 
 
 @pytest.mark.gpus(2)
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_way_on_two_gpus(name):
     check_way(name, 2)
 
 
 @pytest.mark.gpus(4)
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_way_on_four_gpus(name):
     check_way(name, 4)
 
 
 def rank_skips_a_call(world) -> str:
     """Rank 1 leaves one call out; rank 0 must notice, name it, and not hang."""
-    way = ways_to_sum(world, "push")[0]
+    algorithm = all_reduces(world, "push")[0]
     x = torch.ones(TOKEN, dtype=torch.float16, device=world.device)
-    way(x)  # both, with the compilation
+    algorithm(x)  # both, with the compilation
     torch.cuda.synchronize()
-    way.box.timeout, heard = 1.0, "nothing"
+    algorithm.box.timeout, heard = 1.0, "nothing"
     barrier(world)
     if world.rank == 0:
-        way(x)
+        algorithm(x)
         torch.cuda.synchronize()
         try:
-            way.check()
+            algorithm.check()
         except RankError as e:
             heard = str(e)
     barrier(world)
-    way.close()
+    algorithm.close()
     return heard
 
 
@@ -224,23 +224,23 @@ def rank_counts_bytes(world, name: str) -> float | None:
     """Bytes that crossed, over those that `bytes_out` says, in 200 calls of 1 MiB."""
     if nvlink_bytes_out(world) is None:
         return None
-    way = ways_to_sum(world, name)[0]
+    algorithm = all_reduces(world, name)[0]
     x = torch.zeros(1 << 19, dtype=torch.bfloat16, device=world.device)
-    way(x)
+    algorithm(x)
     torch.cuda.synchronize()
     barrier(world)
     before = nvlink_bytes_out(world)
     for _ in range(200):
-        way(x)
+        algorithm(x)
     torch.cuda.synchronize()
     barrier(world)
     crossed = nvlink_bytes_out(world) - before
-    way.close()
-    return crossed / (200 * way.bytes_out(x.nbytes, world.size))
+    algorithm.close()
+    return crossed / (200 * algorithm.bytes_out(x.nbytes, world.size))
 
 
 @pytest.mark.gpus(2)
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_bytes_that_cross_are_as_many_as_said(name):
     for ratio in on_ranks(2, rank_counts_bytes, name, device="cuda", timeout=240):
         if ratio is None:
@@ -250,16 +250,16 @@ def test_bytes_that_cross_are_as_many_as_said(name):
 
 def rank_times_push(world) -> dict[int, float]:
     """{bytes: microseconds a call}, calls in a row in a CUDA graph."""
-    way, out = ways_to_sum(world, "push")[0], {}
+    algorithm, out = all_reduces(world, "push")[0], {}
     for nbytes in (1536, 12_288, 49_152, 98_304):
         x = torch.zeros(nbytes // 2, dtype=torch.bfloat16, device=world.device)
-        way(x)
+        algorithm(x)
         torch.cuda.synchronize()
         barrier(world)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(100):
-                way(x)
+                algorithm(x)
         times = []
         for _ in range(20):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -270,7 +270,7 @@ def rank_times_push(world) -> dict[int, float]:
             times.append(start.elapsed_time(end) * 10)  # ms of 100 calls -> us of one
         out[nbytes] = sorted(times)[len(times) // 2]
         graph.reset()
-    way.close()
+    algorithm.close()
     return out
 
 

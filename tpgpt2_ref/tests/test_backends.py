@@ -12,12 +12,13 @@ import torch
 
 from tpgpt2_ref.attention.matrix import FLASH_HEADS, MATRIX
 from tpgpt2_ref.attention.selector import get_attn_backend, resolve
+from tpgpt2_ref.bench import attention as bench_attention
+from tpgpt2_ref.bench.attention_case import largest_error, make_case
+from tpgpt2_ref.bench.attention_direct import DIRECT, direct
 from tpgpt2_ref.engine import Engine
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.measure import bench_attention, results
-from tpgpt2_ref.measure.attention_case import largest_error, make_case
-from tpgpt2_ref.measure.attention_direct import DIRECT, direct
 from tpgpt2_ref.parallel.world import World
+from tpgpt2_ref.recorded import results
 from tpgpt2_ref.tokenizer import ByteTokenizer
 from tpgpt2_ref.weights import load_model
 

@@ -6,10 +6,11 @@ from argparse import Namespace
 import pytest
 import torch
 
+from tpgpt2_ref.bench import attention as bench_attention
+from tpgpt2_ref.bench.attention import HEADS, device, missing, rate, sweep
+from tpgpt2_ref.bench.attention_case import make_case
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.measure import bench_attention, results
-from tpgpt2_ref.measure.attention_case import make_case
-from tpgpt2_ref.measure.bench_attention import HEADS, device, missing, rate, sweep
+from tpgpt2_ref.recorded import results
 
 from .conftest import cli_json, run_cli
 

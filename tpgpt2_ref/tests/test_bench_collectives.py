@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tpgpt2_ref.bench import collectives as bench
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import RankError, UserError
-from tpgpt2_ref.measure import bench_collectives as bench
-from tpgpt2_ref.measure import results
-from tpgpt2_ref.measure.samples import before
 from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
+from tpgpt2_ref.recorded import results
+from tpgpt2_ref.recorded.samples import before
 
 from .conftest import on_ranks
 
@@ -53,11 +53,11 @@ def test_a_wrong_sum_is_an_error_and_not_a_time():
     """The ranks of a fake world never answer: an all-reduce there leaves this rank's own value."""
     with fake_world(2) as world, pytest.raises(RankError, match="gave .*, not"):
         world.device = torch.device("cpu")
-        bench.calls("all_reduce", torch.zeros(8), world, world.sums)
+        bench.calls("all_reduce", torch.zeros(8), world, world.all_reduces)
 
 
 class Direct(AllReduce):
-    """A way that goes past NCCL, as our own kernels do."""
+    """A algorithm that goes past NCCL, as our own kernels do."""
 
     name = "direct"
 
@@ -66,13 +66,13 @@ class Direct(AllReduce):
 
 
 def past_the_dial(world):
-    world.sums = (Direct(), *world.sums)
+    world.all_reduces = (Direct(), *world.all_reduces)
     return [[row["path"] for row, _ in bench.sweep(world, ("all_reduce",), [256], link=link, samples=3)]
             for link in ("as is", "gloo")]
 
 
 def test_the_dial_leaves_out_what_it_does_not_turn():
-    """A way with a link of its own must not be recorded as if it had gone through host memory or sockets."""
+    """A algorithm with a link of its own must not be recorded as if it had gone through host memory or sockets."""
     as_is, turned = on_ranks(2, past_the_dial)[0]
     assert as_is == ["direct", "gloo", "bare gloo"] and turned == ["gloo", "bare gloo"]
 

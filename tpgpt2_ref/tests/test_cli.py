@@ -116,7 +116,7 @@ def test_a_broken_checkpoint_is_named(broken, what, says):
     (["generate", *MODEL, "--prompt-ids", "1", "--temperature", "-1"], "--temperature must be 0"),
     (["generate", *MODEL, "--prompt-ids", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
     (["generate", *MODEL, "--prompt-ids", "1", "--backend", "FOO"], "known: FLASH_ATTN,"),
-    (["generate", *MODEL, "--prompt-ids", "1", "--sum", "pigeon"], "unknown way to sum 'pigeon'; known: auto,"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--sum", "pigeon"], "unknown all-reduce algorithm 'pigeon'; known"),
     (["logits", *MODEL, "--prompt-ids", "1", "--out", "/no/such/folder/x.npy"], "does not exist"),
 ])
 def test_a_mistake_gets_one_clear_line(argv, says):

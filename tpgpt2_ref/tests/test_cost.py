@@ -8,16 +8,18 @@ import pytest
 import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
+from tpgpt2_ref.bench.collectives import bandwidth
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.cost import collectives as cost
+from tpgpt2_ref.cost import forward as cost_forward
+from tpgpt2_ref.cost.simulate import fake_forward
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.kernels.tiles import ALL_WIDE, tile_for
-from tpgpt2_ref.measure import cost, cost_forward, results
-from tpgpt2_ref.measure.bench_collectives import bandwidth
-from tpgpt2_ref.measure.simulate import fake_forward
+from tpgpt2_ref.recorded import results
 from tpgpt2_ref.trace import Trace
 from tpgpt2_ref.weights import load_model
 

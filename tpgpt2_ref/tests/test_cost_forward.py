@@ -5,8 +5,10 @@ import pytest
 
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.cost import collectives as cost
+from tpgpt2_ref.cost import forward as cost_forward
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.measure import cost, cost_forward, results
+from tpgpt2_ref.recorded import results
 
 from .test_cost import ask, curve, steps, truth
 

@@ -6,8 +6,8 @@ import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.engine import Engine, SamplingParams
-from tpgpt2_ref.engine.cuda_graph import CapturedStep
 from tpgpt2_ref.engine.decode_step import decode_step
+from tpgpt2_ref.engine.graph import CapturedStep
 from tpgpt2_ref.engine.ladder import LADDER, rungs
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.plain import key_value

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tpgpt2_ref.config import CacheConfig
-from tpgpt2_ref.engine import Engine, SamplingParams, decoder
+from tpgpt2_ref.engine import Engine, SamplingParams
+from tpgpt2_ref.engine import decode_graph as decoder
 from tpgpt2_ref.engine.engine import Sequence
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
 from tpgpt2_ref.engine.sampling import sample

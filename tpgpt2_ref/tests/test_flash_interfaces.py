@@ -13,7 +13,7 @@ import torch
 
 from tpgpt2_ref.attention.backends.naive import NaiveBackend
 from tpgpt2_ref.attention.selector import resolve
-from tpgpt2_ref.measure.attention_case import make_case
+from tpgpt2_ref.bench.attention_case import make_case
 
 from .test_backends import BY_HAND
 

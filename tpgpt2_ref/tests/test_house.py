@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tpgpt2_ref import diagrams
+from tpgpt2_ref.course import diagrams
 
-PACKAGE = Path(diagrams.__file__).parent
+PACKAGE = Path(diagrams.__file__).parents[1]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "tests" not in p.parts)
 
 
@@ -48,8 +48,8 @@ def test_torch_distributed_stays_behind_its_door():
 
 
 ORDER = [{"errors", "config", "trace", "noise", "request"}, {"parallel", "attention", "kernels"}, {"gpt2"},
-         {"weights", "tokenizer", "engine", "train_tiny", "arguments"}, {"measure"},
-         {"notebook", "commands", "cli", "diagrams"}]
+         {"weights", "tokenizer", "checkpoints", "engine"}, {"recorded", "cost"}, {"bench"}, {"notebook", "course"},
+         {"commands", "cli"}]
 
 
 def test_nobody_imports_upward():
@@ -65,8 +65,9 @@ def test_nobody_imports_upward():
 
 
 @pytest.mark.parametrize("module", ["config", "errors", "request", "trace", "attention.platform", "attention.matrix",
-                                    "attention.selector", "measure.cost", "measure.links", "measure.results",
-                                    "parallel.launch", "arguments", "cli"])
+                                    "attention.selector", "cost.collectives", "cost.forward", "bench.dial",
+                                    "recorded.results", "parallel.launch", "parallel.all_reduce", "course.diagrams",
+                                    "commands.arguments", "cli"])
 def test_imports_without_torch(module):
     done = subprocess.run([sys.executable, "-c", f"import tpgpt2_ref.{module}, sys; assert 'torch' not in sys.modules"],
                           cwd=PACKAGE.parent, capture_output=True, text=True)

@@ -266,7 +266,7 @@ def test_tiles_fit_every_model():
 
 def test_measured_tiles_are_written_as_they_are_read():
     pytest.importorskip("triton")
-    from tpgpt2_ref.measure.tune_decode import CANDIDATES, FILE, as_json
+    from tpgpt2_ref.bench.tune import CANDIDATES, FILE, as_json
 
     assert FILE.read_text() == as_json(MEASURED)
     assert CANDIDATES.keys() == {batch for batch, _, _ in MEASURED}

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tpgpt2_ref.bench import dial as links
+from tpgpt2_ref.bench import two_hosts
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.measure import links, two_hosts
 
 from .conftest import ROOT
 

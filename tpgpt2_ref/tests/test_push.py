@@ -151,19 +151,19 @@ def test_push_gathers(ranks, dtype):
 def test_a_silent_peer_costs_one_timeout_and_the_bytes_that_crossed_are_counted(ranks):
     """Rank 0 runs alone. What it sent lies in rank 1's mailbox, and it can be counted."""
     lonely = ranks(2, lambda box: box.sum(torch.zeros(384, device="cuda")), timeout=0.2)
-    way = object.__new__(push.PushAllReduce)
-    way.box, way.pdl = lonely.boxes[0], False
+    algorithm = object.__new__(push.PushAllReduce)
+    algorithm.box, algorithm.pdl = lonely.boxes[0], False
     x = torch.ones(TOKEN, dtype=torch.float16, device="cuda")
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    way(x)
+    algorithm(x)
     torch.cuda.synchronize()
     arrived = lonely.boxes[1].buffer.view(torch.int32) != -1
-    assert int(arrived.sum()) * 4 == x.nbytes == way.bytes_out(x.nbytes, 2)
+    assert int(arrived.sum()) * 4 == x.nbytes == algorithm.bytes_out(x.nbytes, 2)
     with pytest.raises(RankError, match="rank 0: rank 1 sent nothing for"):
-        way(x)
+        algorithm(x)
     start.record()
     for _ in range(20):
-        way.box.sum(x)  # a graph goes on like this; it must not wait again
+        algorithm.box.sum(x)  # a graph goes on like this; it must not wait again
     end.record()
     torch.cuda.synchronize()
     assert start.elapsed_time(end) < 100

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.measure import results
+from tpgpt2_ref.recorded import results
 
 ROW = {"op": "all_reduce", "path": "gloo", "world": 2, "bytes": 1024, "dtype": "float32", "graph": False,
        "us_median": 50.0, "us_p10": 45.0, "us_p90": 80.0, "algbw_gb_per_s": 0.02, "busbw_gb_per_s": 0.02}
@@ -108,6 +108,6 @@ def test_the_books_own_results_are_valid():
 
 
 def test_results_links_and_cost_import_without_torch():
-    code = "import sys, tpgpt2_ref.measure.results, tpgpt2_ref.measure.links, tpgpt2_ref.measure.cost; " \
+    code = "import sys, tpgpt2_ref.recorded.results, tpgpt2_ref.bench.dial, tpgpt2_ref.cost.collectives; " \
            "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
+from tpgpt2_ref.bench import timeline
+from tpgpt2_ref.bench.step import make_rung_step, make_step
 from tpgpt2_ref.cli import main
-from tpgpt2_ref.engine.decoder import is_hopper
+from tpgpt2_ref.engine.decode_graph import is_hopper
 from tpgpt2_ref.engine.ladder import Rung, rungs
 from tpgpt2_ref.errors import RankError
-from tpgpt2_ref.measure import timeline
-from tpgpt2_ref.measure.step import make_rung_step, make_step
 from tpgpt2_ref.parallel.collectives import all_reduce, barrier, gather_objects
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.trace import Trace, now
@@ -124,7 +124,7 @@ def test_the_command_on_two_ranks(plan, gathers, tmp_path):
 def rung_on_a_rank(world, rung, graphs=(False,)):
     """Timelines of a rung's step, eagerly or in a graph; on CPUs over a stand-in for push."""
     if world.device.type == "cpu":
-        world.sums = (PushOverGloo(world), *world.sums)
+        world.all_reduces = (PushOverGloo(world), *world.all_reduces)
     rung = rung or rungs(world.size, is_hopper(world.device))[-1]
     model = load_model("tiny", world, dtype="float32" if world.device.type == "cpu" else "float16")
     step = timeline.as_a_stage(make_rung_step(model, rung, 3, 20), world)

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from tpgpt2_ref import train_tiny
+from tpgpt2_ref.checkpoints import train_tiny
 from tpgpt2_ref.tests.conftest import cli_json
 from tpgpt2_ref.tokenizer import ByteTokenizer
 from tpgpt2_ref.weights import ON_BOARD, find_checkpoint

@@ -9,10 +9,10 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.cost.simulate import fake_forward
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.state import DecodeState
-from tpgpt2_ref.measure.simulate import fake_forward
 from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.all_reduce.push import add_norm
 from tpgpt2_ref.parallel.collectives import all_gather, all_reduce, broadcast, reduce_scatter
@@ -76,7 +76,7 @@ class PushOverGloo(AllReduce):
     name = "push"
 
     def __init__(self, world):
-        self.world, self.sum = world, world.sums[-1]
+        self.world, self.sum = world, world.all_reduces[-1]
 
     def __call__(self, x):
         return self.sum(x)
@@ -98,8 +98,8 @@ def decode_steps(world, folder):
     model, found = load_model(str(folder), world), []
     config, heads = model.config, model.impl.num_heads
     kv = allocate_kv_cache(config.n_layer, 1, 16, heads, config.head_size, torch.float32, "cpu")
-    for ways in (world.sums, (PushOverGloo(world), *world.sums)):
-        world.sums, tokens = ways, []
+    for algorithms in (world.all_reduces, (PushOverGloo(world), *world.all_reduces)):
+        world.all_reduces, tokens = algorithms, []
         for world.trace in (None, Trace()):
             state = DecodeState.empty(3, heads, 32, torch.device("cpu"))
             state.ids.copy_(torch.tensor([1, 200, 30]))
@@ -131,11 +131,11 @@ def test_a_decode_steps_fused_sums_and_gather_are_seen(checkpoint, layers):
 def test_off_it_costs_one_comparison():
     """A world without a trace makes no row, no event and no context manager."""
     with fake_world(2) as world:
-        world.sums = (Instant(),)
+        world.all_reduces = (Instant(),)
         x = torch.zeros(4)
 
         def bare():
-            return world.sums[0](x)
+            return world.all_reduces[0](x)
 
         def door():
             return all_reduce(x, world)
@@ -145,7 +145,7 @@ def test_off_it_costs_one_comparison():
 
 
 class Instant(AllReduce):
-    """A way to sum that takes no time, so that only the door is left to measure."""
+    """An all-reduce algorithm that takes no time, so that only the door is left to measure."""
 
     name = "instant"
 

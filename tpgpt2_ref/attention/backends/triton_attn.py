@@ -1,4 +1,4 @@
-"""TRITON_ATTN: this package's own kernel, `kernels/paged_attention.py`. Takes pages of any size, fp8 caches too."""
+"""TRITON_ATTN: this package's own kernel, `triton_kernel.py`. Takes pages of any size, fp8 caches too."""
 from __future__ import annotations
 
 import torch
@@ -16,7 +16,7 @@ class TritonAttention(AttentionBackend):
     @classmethod
     def load(cls):
         import_package("triton")
-        return import_package("tpgpt2_ref.kernels.paged_attention")
+        return import_package("tpgpt2_ref.attention.backends.triton_kernel")
 
     def build(self, meta):
         """Room for the parts of a split decode step; nothing for a prefill."""

@@ -1,4 +1,4 @@
-"""The ways to sum, each one file and one line of `WAYS`. Fastest first; c10d takes what is left."""
+"""The all-reduce algorithms, each one file and one line of `ALGORITHMS`. Fastest first; c10d takes what is left."""
 from __future__ import annotations
 
 from importlib import import_module
@@ -8,15 +8,15 @@ from ...errors import UserError
 from .base import AllReduce
 from .c10d import C10dAllReduce
 
-WAYS = {
+ALGORITHMS = {
     "push": "push:PushAllReduce",  # into the peers' memory, without a barrier
     "one_shot": "one_shot:OneShotAllReduce",  # torch symmetric memory: read everything from every peer
     "two_shot": "two_shot:TwoShotAllReduce",  # torch symmetric memory: sum a slice, collect the slices
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
 }
 
-# "auto" gives each way tensors up to so many bytes, by the number of ranks. Microseconds a call, bf16, in CUDA graphs,
-# H200 over NVLink 4, 27 Nov 2026 (book/results/{2,4}x-nvidia-h200/collectives.json):
+# "auto" gives each algorithm tensors up to so many bytes, by the number of ranks. Microseconds a call, bf16, in CUDA
+# graphs, H200 over NVLink 4, 27 Nov 2026 (book/results/{2,4}x-nvidia-h200/collectives.json):
 #                         two ranks                       |              four ranks
 #     bytes        NCCL   one_shot   two_shot     push    |    NCCL   one_shot   two_shot     push
 #     2,048        13.5        6.8       10.2      2.0    |    21.1        7.4       10.9      2.5
@@ -37,34 +37,34 @@ LIMITS = {
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }
 
-__all__ = ["AllReduce", "C10dAllReduce", "LIMITS", "WAYS", "ways_to_sum"]
+__all__ = ["AllReduce", "C10dAllReduce", "LIMITS", "ALGORITHMS", "all_reduces"]
 
 
-def ways_to_sum(world, which: str = "auto") -> tuple[AllReduce, ...]:
-    """The ways that this world can use, in order of preference; the last takes every tensor.
+def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
+    """The algorithms that this world can use, in order of preference; the last takes every tensor.
 
-    which  "auto", or a name of `WAYS` ("nccl" and "gloo" mean "c10d"), which then sums whatever it is able to
+    which  "auto", or a name of `ALGORITHMS` ("nccl" and "gloo" mean "c10d"), which then sums whatever it is able to
     """
     which = {"nccl": "c10d", "gloo": "c10d"}.get(which, which)
-    if which != "auto" and which not in WAYS:
-        raise UserError(f"unknown way to sum {which!r}; known: auto, {', '.join(WAYS)}")
-    ways = []
-    for name, target in WAYS.items():
+    if which != "auto" and which not in ALGORITHMS:
+        raise UserError(f"unknown all-reduce algorithm {which!r}; known: auto, {', '.join(ALGORITHMS)}")
+    algorithms = []
+    for name, target in ALGORITHMS.items():
         if name == "c10d" or which not in ("auto", name):
             continue
         module, cls = target.split(":")
-        way = getattr(import_module(f".{module}", __name__), cls)
-        if reason := way.missing(world):
+        algorithm = getattr(import_module(f".{module}", __name__), cls)
+        if reason := algorithm.missing(world):
             if which == name:
                 raise UserError(f"cannot sum with {name}: {reason}")
             continue
-        ways.append(way(world))
+        algorithms.append(algorithm(world))
         if which == "auto":
-            ways[-1].limit = limit(name, world.size)
-    return (*ways, C10dAllReduce(world))
+            algorithms[-1].limit = limit(name, world.size)
+    return (*algorithms, C10dAllReduce(world))
 
 
 def limit(name: str, size: int) -> float:
-    """Bytes up to which "auto" gives tensors to a way, at the next larger number of ranks in `LIMITS`."""
+    """Bytes up to which "auto" gives tensors to an algorithm, at the next larger number of ranks in `LIMITS`."""
     by_size = LIMITS.get(name, {})
     return next((by_size[n] for n in sorted(by_size) if n >= size), inf)

@@ -1,4 +1,4 @@
-"""What a way to sum must say of itself."""
+"""What an all-reduce algorithm must say of itself."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ class AllReduce(ABC):
 
     @classmethod
     def missing(cls, world) -> str | None:
-        """Why this way can't run in this world, or None if it can. Every rank must answer alike."""
+        """Why this algorithm can't run in this world, or None if it can. Every rank must answer alike."""
         return None
 
     def can(self, x: torch.Tensor) -> bool:

@@ -35,7 +35,7 @@ def unreachable(world) -> str | None:
 
 def symmetric_buffer(world, nbytes: int) -> tuple[torch.Tensor, list[int]]:
     """This rank's buffer, (nbytes,) uint8 of ones, and every rank's address of it as seen from here."""
-    # Multicast (multimem) is another way to sum, which not every host allows; off, a rendezvous never asks for it.
+    # Multicast (multimem) is not allowed on every host; off, a rendezvous never asks for it.
     os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
     import torch.distributed._symmetric_memory as symm_mem
 

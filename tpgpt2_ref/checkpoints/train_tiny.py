@@ -1,6 +1,6 @@
 """Train the model on board: a tiny GPT-2 that has read the documentation inside Python's standard library.
 
-    python -m tpgpt2_ref.train_tiny --out FOLDER     minutes on one GPU; add --steps 20 for a trial on a CPU
+    python -m tpgpt2_ref.checkpoints.train_tiny --out FOLDER     minutes on one GPU; add --steps 20 for a trial on a CPU
 
 The text is on every machine that runs this: docstrings, comments and `help()` topics, paragraphs of prose only.
 The result is a Hugging Face folder: config.json, model.safetensors, and a README.md that says what it is.
@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .config import GPT2Config
-from .tokenizer import ByteTokenizer
+from ..config import GPT2Config
+from ..tokenizer import ByteTokenizer
 
 CONFIG = GPT2Config(n_layer=5, n_head=6, n_embd=192, n_positions=1024, vocab_size=257, eos_token_id=256)
 COMMON = set("a an and are as be by can for from if in is it not of on or that the this to when which with".split())
@@ -49,7 +49,8 @@ repeats itself; `--temperature 0.6 --top-k 40` reads better.
 - **Training**: {steps:,} steps of {batch} x {positions} tokens ({epochs:.0f} times through the text), dropout
   {dropout}, {seconds:.0f} s on {device}, torch {torch}, seed {seed}.
 - **Held out**: {bits:.3f} bits per byte on {held_out_bytes:,} bytes, from source files that it never saw.
-- **Made by** `python -m tpgpt2_ref.train_tiny --steps {steps} --batch {batch} --dropout {dropout} --out FOLDER`.
+- **Made by**
+  `python -m tpgpt2_ref.checkpoints.train_tiny --steps {steps} --batch {batch} --dropout {dropout} --out FOLDER`.
 """
 
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
+from ..commands.arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
+from ..recorded.results import BOOK_RESULTS, Run, machine_card, save
 from ..weights import find_checkpoint
-from .results import BOOK_RESULTS, Run, machine_card, save
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "decode steps: every rung of the ladder, beside Hugging Face transformers"
@@ -54,7 +54,7 @@ def check(args):
 
 
 def run(args, world) -> dict:
-    from ..engine.decoder import cannot_graph, is_hopper
+    from ..engine.decode_graph import cannot_graph, is_hopper
     from ..engine.ladder import LADDER, rungs
     from ..weights import load_model
 
@@ -179,11 +179,11 @@ def peer_model(config, dtype_name: str, world):
 
 
 def sum_name(model, batch: int, world) -> str:
-    """The way that sums a step's (batch, D) tensors: none where no other rank is there."""
+    """The algorithm that sums a step's (batch, D) tensors: none where no other rank is there."""
     if world.alone:
         return "none"
     x = model.wpe.weight[:1].expand(batch, -1).contiguous()
-    return next(way.name for way in world.sums if way.takes(x))
+    return next(algorithm.name for algorithm in world.all_reduces if algorithm.takes(x))
 
 
 def row(engine: str, rung: str, batch: int, prompt_len: int, args, world, sums: str, times: list[float],

@@ -8,7 +8,7 @@ import torch
 
 from ..attention.kv_cache import allocate_kv_cache
 from ..attention.metadata import decode_metadata, prefill_metadata
-from ..engine.decoder import GraphDecoder
+from ..engine.decode_graph import GraphDecoder
 from ..engine.engine import Sequence
 from ..engine.ladder import Rung
 from ..request import SamplingParams

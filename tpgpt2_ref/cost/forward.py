@@ -21,7 +21,7 @@ from statistics import mean
 from ..config import FAMILY, GPT2Config, padded
 from ..errors import UserError
 from ..kernels.tiles import attention_tile
-from .cost import error_fields, least_squares, predict
+from .collectives import error_fields, least_squares, predict
 
 VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py` pads it; a test compares
 INNER_MULTIPLE = 8  # columns of the MLP a rank, as `gpt2.py` pads them
@@ -84,7 +84,7 @@ def communication_us(model: list[dict], calls, tp: int, path: str | None, graph:
                      rung: str | None = None) -> tuple[float, list[dict]]:
     """Microseconds of all `calls` (see `collectives`), and the prediction behind each kind.
 
-    path, rung  the way that all-reduces take (None: the fastest), and the rung of the ladder that makes the calls
+    path, rung  the algorithm that all-reduces take (None: the fastest), and the rung of the ladder that makes the calls
     """
     if rung not in BY_PUSH:
         model = [r for r in model if (r["op"], r["path"]) != ("all_gather", "push")]
@@ -154,7 +154,7 @@ def measured_shares(rows: list[dict]) -> list[dict]:
     """What communication takes of each row of `decode` or `prefill` that has a run of one rank's own part beside it.
 
     -> the rows of several ranks, each with `alone_us` and `communication_share`, 1 - alone_us / its own time. Every
-    way to sum is held against the same: work that needs no sum. Where its kernels do more than that, it counts too.
+    all-reduce algorithm is held against the same: work that needs no sum. Where its kernels do more, it counts too.
     """
     name = "decode" if rows and "us_per_step_median" in rows[0] else "prefill"
     rows = [row for row in rows if row["engine"] == "tpgpt2" and row["tp"] > 1]

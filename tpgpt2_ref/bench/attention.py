@@ -27,7 +27,7 @@ from ..attention.matrix import MATRIX
 from ..attention.selector import get_attn_backend
 from ..config import DTYPES
 from ..errors import UserError
-from . import results
+from ..recorded import results
 from .attention_case import Case, largest_error, make_case
 from .attention_direct import direct
 

@@ -186,7 +186,7 @@ def machine_card() -> dict:
     if torch is not None:
         card["torch"] = torch.__version__
         if torch.cuda.is_available():
-            from .links import machine_links
+            from ..bench.dial import machine_links
 
             card.update(kind="cuda", device=torch.cuda.get_device_name(0), count=torch.cuda.device_count(),
                         cuda=torch.version.cuda, nccl=".".join(map(str, torch.cuda.nccl.version())),

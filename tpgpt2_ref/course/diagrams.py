@@ -45,9 +45,9 @@ DIAGRAMS: dict[str, dict[str, str]] = {
         "split_tensor_along_last_dim()": "parallel.collectives:split_tensor_along_last_dim",
     },
     "4 Forward pass on a time axis": {
-        "T0 to T5": "measure.timeline:record",
+        "T0 to T5": "bench.timeline:record",
         "Sync points": "trace:Trace",
-        "The drawing": "measure.timeline:draw",
+        "The drawing": "bench.timeline:draw",
     },
     "5 Backend decision matrix": {
         "The matrix": "attention.matrix:MATRIX",
@@ -55,15 +55,15 @@ DIAGRAMS: dict[str, dict[str, str]] = {
         "Selection priority": "attention.selector:get_attn_backend",
     },
     "6 NCCL operations on the network": {
-        "Machine 1, Machine 2": "measure.two_hosts:two_hosts",
-        "NVLink / Ethernet": "measure.links:DIAL",
-        "Bandwidth utilization": "measure.links:LIMITS",
-        "AllGather, AllReduce": "measure.bench_collectives:sweep",
+        "Machine 1, Machine 2": "bench.two_hosts:two_hosts",
+        "NVLink / Ethernet": "bench.dial:DIAL",
+        "Bandwidth utilization": "bench.dial:LIMITS",
+        "AllGather, AllReduce": "bench.collectives:sweep",
     },
     "Cost table": {
-        "Latency impact": "measure.cost:fit_collectives",
-        "Total collectives per forward pass": "measure.simulate:fake_forward",
-        "Communication overhead": "measure.cost_forward:forward",
+        "Latency impact": "cost.collectives:fit_collectives",
+        "Total collectives per forward pass": "cost.simulate:fake_forward",
+        "Communication overhead": "cost.forward:forward",
     },
 }
 
@@ -71,7 +71,7 @@ DIAGRAMS: dict[str, dict[str, str]] = {
 def resolve(target: str):
     """The object that "module:attribute" names, inside this package."""
     module, _, path = target.partition(":")
-    found = import_module(f".{module}", __package__)
+    found = import_module(f"tpgpt2_ref.{module}")
     for name in path.split("."):
         found = getattr(found, name)
     return found
@@ -79,7 +79,7 @@ def resolve(target: str):
 
 def where(target: str) -> tuple[Path, int]:
     """(file, line) of a box's code; line 1 for data."""
-    module = import_module(f".{target.partition(':')[0]}", __package__)
+    module = import_module(f"tpgpt2_ref.{target.partition(':')[0]}")
     try:
         return Path(module.__file__), inspect.getsourcelines(resolve(target))[1]
     except TypeError:  # data has no line of its own

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 
-from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
+from ..commands.arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
 from ..errors import UserError
+from ..recorded.results import BOOK_RESULTS, Run, machine_card, save
 from ..weights import find_checkpoint
-from .bench_decode import peer_model, random_prompts, sum_name
-from .results import BOOK_RESULTS, Run, machine_card, save
+from .decode import peer_model, random_prompts, sum_name
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "prefill: wall clock and GPU time, beside Hugging Face transformers"
@@ -119,7 +119,7 @@ def peer_step(peer, prompts: list[list[int]], device):
 
 
 def row(engine: str, rung: str, batch: int, length: int, args, world, sums: str, wall, gpu) -> dict:
-    from .bench_collectives import spread
+    from .collectives import spread
 
     return {"engine": engine, "model": args.model.removeprefix("random:"), "dtype": dtype(args), "tp": world.size,
             "sum": sums, "rung": rung, "batch": batch, "prompt_len": length,

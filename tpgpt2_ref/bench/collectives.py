@@ -1,4 +1,4 @@
-"""Diagram 3 under a stopwatch: every collective, every way to sum, from 256 bytes to a gigabyte.
+"""Diagram 3 under a stopwatch: every collective, every all-reduce algorithm, from 256 bytes to a gigabyte.
 
   python -m tpgpt2_ref bench collectives --tp 2
   python -m tpgpt2_ref bench collectives --sizes 1K,1M --ops all_reduce --json
@@ -29,14 +29,15 @@ from statistics import median
 import torch
 
 from ..config import DTYPES
+from ..cost.collectives import calls_in_a_row
 from ..errors import RankError, UserError
 from ..parallel.bare import bare
 from ..parallel.collectives import all_gather, all_reduce, barrier, broadcast, gather_objects, reduce_scatter
 from ..parallel.launch import gpu_count
 from ..parallel.torchrun import torchrun_env
-from . import links, results
-from .cost import calls_in_a_row
-from .samples import bandwidth, before, pool, spread
+from ..recorded import results
+from ..recorded.samples import bandwidth, before, pool, spread
+from . import dial as links
 
 HELP = "time all_reduce, all_gather, reduce_scatter and broadcast by size, path and link"
 OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
@@ -134,8 +135,8 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with
     cuda = world.device.type == "cuda"
     dtype = dtype or ("bfloat16" if cuda else "float32")
     path_here, link_in_words = links.DIAL[link].path, links.describe(link, world.device.type)
-    # the dial turns NCCL alone: our own ways would still take the GPUs' direct link
-    ways = [way for way in world.sums if link == "as is" or way.name == world.backend]
+    # the dial turns NCCL alone: our own algorithms would still take the GPUs' direct link
+    algorithms = [algorithm for algorithm in world.all_reduces if link == "as is" or algorithm.name == world.backend]
     kept = defaultdict(list)
     for left, op, nbytes in product(reversed(range(rounds)), ops,
                                     sizes or powers_of_two(SMALLEST, LARGEST[world.device.type])):
@@ -144,7 +145,7 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with
             count -= count % world.size  # every rank keeps an equal part
         x = torch.empty(count, dtype=getattr(torch, dtype), device=world.device)
         for graph in (False, True) if cuda else (False,):
-            paths = calls(op, x, world, ways, with_bare)
+            paths = calls(op, x, world, algorithms, with_bare)
             for path, us in timed(paths, world, x, -(-samples // rounds), graph).items():
                 (us_here := kept[op, nbytes, graph, path]).extend(us)
                 if not left:
@@ -153,16 +154,16 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with
                            **bandwidth(op, x.nbytes, median(us_here), world.size), "link": link_in_words}, us_here
 
 
-def calls(op: str, x, world, ways, with_bare: bool = True) -> dict:
-    """{path: a call without arguments}, checked to give the right answer: every way there is to run `op` on x."""
+def calls(op: str, x, world, algorithms, with_bare: bool = True) -> dict:
+    """{path: a call without arguments}, checked to give the right answer: every algorithm there is to run `op` on x."""
     if op == "all_reduce":
-        paths = {way.name: (lambda way=way: way(x)) for way in ways if way.can(x)}
+        paths = {a.name: (lambda a=a: a(x)) for a in algorithms if a.can(x)}
     else:
         door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
         paths = {world.backend: lambda: door(x, world)}
         if op == "all_gather":
-            able = [way for way in ways if hasattr(way, "gather") and way.can(x)]
-            paths |= {way.name: (lambda way=way: way.gather(x)) for way in able}
+            able = [algorithm for algorithm in algorithms if hasattr(algorithm, "gather") and algorithm.can(x)]
+            paths |= {algorithm.name: (lambda algorithm=algorithm: algorithm.gather(x)) for algorithm in able}
     for path, call in paths.items():
         x.fill_(world.rank + 1)
         got = call().flatten()[[0, -1]].tolist()  # the first and the last value
@@ -231,7 +232,8 @@ def door_overhead(world, repeats: int = 100) -> dict:
     """What `all_reduce` of collectives.py costs the host beyond the bare call: medians of calls taken in turn."""
     x = torch.zeros(DOOR_BYTES // 4, device=world.device)
     theirs = bare("all_reduce", x, world)
-    sums, world.sums = world.sums, world.sums[-1:]  # the group's own way: the same work behind both
+    sums = world.all_reduces
+    world.all_reduces = sums[-1:]  # the group's own algorithm: the same work behind both
     times = {"door": [], "bare": []}
     for _ in range(repeats):
         for name, call in (("door", lambda: all_reduce(x, world)), ("bare", theirs)):
@@ -240,7 +242,7 @@ def door_overhead(world, repeats: int = 100) -> dict:
             for _ in range(10):
                 call()
             times[name].append((time.perf_counter() - start) * 1e5)
-    world.sums = sums
+    world.all_reduces = sums
     overhead = median(door - bare for door, bare in zip(times["door"], times["bare"], strict=True))
     return {"bytes": DOOR_BYTES, **{f"{name}_us": median(t) for name, t in times.items()}, "overhead_us": overhead}
 

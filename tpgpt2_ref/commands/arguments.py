@@ -4,10 +4,10 @@ from __future__ import annotations
 from contextlib import redirect_stderr
 from io import StringIO
 
-from .config import DTYPES, PLANS
-from .errors import UserError
-from .request import check_prompts
-from .tokenizer import load_tokenizer
+from ..config import DTYPES, PLANS
+from ..errors import UserError
+from ..request import check_prompts
+from ..tokenizer import load_tokenizer
 
 
 def add_model_arguments(parser):
@@ -22,7 +22,7 @@ def add_model_arguments(parser):
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is a GPU")
     parser.add_argument("--backend", default=None, metavar="NAME", help="force an attention backend "
                         "(default: the selector's choice, see the command select)")
-    parser.add_argument("--sum", default="auto", metavar="NAME", help="force a way to all-reduce, such as nccl")
+    parser.add_argument("--sum", default="auto", metavar="NAME", help="force an all-reduce algorithm, such as nccl")
 
 
 def add_imagine_argument(parser):
@@ -47,15 +47,15 @@ def ranks(args) -> int:
 
 
 def check_names(args, config):
-    """Refuse an unknown or unfit attention backend, or way to sum, before any rank starts."""
+    """Refuse an unknown or unfit attention backend, or all-reduce algorithm, before any rank starts."""
     if args.sum != "auto":
-        from .parallel.all_reduce import WAYS
+        from ..parallel.all_reduce import ALGORITHMS
 
-        if args.sum not in (known := ("auto", "nccl", "gloo", *WAYS)):
-            raise UserError(f"unknown way to sum {args.sum!r}; known: {', '.join(known)}")
+        if args.sum not in (known := ("auto", "nccl", "gloo", *ALGORITHMS)):
+            raise UserError(f"unknown all-reduce algorithm {args.sum!r}; known: {', '.join(known)}")
     if args.backend is not None:
-        from .attention.platform import this_machine
-        from .attention.selector import get_attn_backend
+        from ..attention.platform import this_machine
+        from ..attention.selector import get_attn_backend
 
         get_attn_backend(config.n_head, config.head_size, dtype(args), force=args.backend,
                          platform=this_machine(args.device))

@@ -1,10 +1,10 @@
 """Find the decode kernels' tile sizes on this GPU: whole steps in CUDA graphs, one choice after the other.
 
-  python -m tpgpt2_ref.measure.tune_decode --write                 all batches, into kernels/tiles.json
-  python -m tpgpt2_ref.measure.tune_decode --imagine 1 2 --write   for a whole model, and one rank's own part of two
-  python -m tpgpt2_ref.measure.tune_decode --batch 1 --seconds 20  look only
-  python -m tpgpt2_ref.measure.tune_decode --choice attention      of one kernel alone
-  python -m tpgpt2_ref.measure.tune_decode --model gpt2-xl         of a larger model's shapes
+  python -m tpgpt2_ref.bench.tune --write                 all batches, into kernels/tiles.json
+  python -m tpgpt2_ref.bench.tune --imagine 1 2 --write   for a whole model, and one rank's own part of two
+  python -m tpgpt2_ref.bench.tune --batch 1 --seconds 20  look only
+  python -m tpgpt2_ref.bench.tune --choice attention      of one kernel alone
+  python -m tpgpt2_ref.bench.tune --model gpt2-xl         of a larger model's shapes
 
 A candidate must equal its plain twin before it is timed. A time is that of the model's whole step with random
 weights, 247 MB of them or more, so no cache flatters it: the mean of a step with few tokens in the cache and one with
@@ -24,13 +24,13 @@ import torch
 
 from ..attention.kv_cache import allocate_kv_cache
 from ..config import FAMILY
-from ..engine.cuda_graph import CapturedStep
 from ..engine.decode_step import decode_step
+from ..engine.graph import CapturedStep
 from ..kernels import Kernels, attention, linear, plain, tiles
 from ..kernels.state import DecodeState
 from ..parallel.world import World
+from ..recorded.results import BOOK_RESULTS, Run, machine_card, save
 from ..weights import load_model
-from .results import BOOK_RESULTS, Run, machine_card, save
 
 FILE = Path(tiles.__file__).with_suffix(".json")
 CONTEXTS, TOLERANCE = (192, 704), 2e-2

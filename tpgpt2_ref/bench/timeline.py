@@ -23,7 +23,7 @@ from statistics import mean, median, quantiles
 from ..errors import RankError
 from ..parallel.collectives import barrier, gather_objects
 from ..trace import Trace, now
-from .bench_collectives import stopwatch
+from .collectives import stopwatch
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
           "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out

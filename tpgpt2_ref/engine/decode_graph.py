@@ -15,8 +15,8 @@ from ..config import CacheConfig
 from ..errors import RankError
 from ..kernels.state import DecodeState
 from ..request import SamplingParams
-from .cuda_graph import CapturedStep
 from .decode_step import decode_step, readable_step
+from .graph import CapturedStep
 from .ladder import Rung, rungs
 
 LAG = 3  # steps in flight: the GPU never waits for the host
@@ -84,8 +84,8 @@ class GraphDecoder:
             times.append(time.perf_counter())
             if any(s.ended(self.model.config.eos_token_id) for s in sequences):
                 steps = launched  # what is in flight still counts for the others
-        for way in self.model.world.sums:
-            way.check()
+        for algorithm in self.model.world.all_reduces:
+            algorithm.check()
         return [b - a for a, b in zip(times, times[1:])]
 
     def step_for(self, batch: int, params: SamplingParams) -> tuple[DecodeState, CapturedStep]:

@@ -1,0 +1,1 @@
+"""What teaches: the diagrams, the claims, explorers, exercises and the sabotage lab."""

@@ -1,0 +1,1 @@
+"""What was measured, on which machine: recorded runs and their schema. Imports no torch."""
