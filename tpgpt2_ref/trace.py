@@ -16,6 +16,8 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+
 
 @dataclass
 class Span:
@@ -34,7 +36,7 @@ class Span:
 class Collective(Span):
     """One collective as one rank saw it."""
 
-    op: str  # all_reduce, all_gather, reduce_scatter, broadcast
+    op: str  # one of OPS
     bytes: int  # of this rank's input
     dtype: str
     path: str  # who moved it: nccl, gloo, one_shot, ...

@@ -1,138 +1,59 @@
-"""Measure prefill: whole prompts to the last positions' logits and their best tokens on the host.
+"""Prefill: whole prompts to the last positions' logits and their best tokens on the host.
 
-  python -m tpgpt2_ref bench prefill --model random:gpt2 --batch 8 --prompt-len 1000
-
-Wall clock of the engine's prefill, host work included, and the GPU's own time: the same work enqueued behind a
-kernel that sleeps, so that the GPU never waits for the host. Rungs: gpt2.py ("eager"), and our kernels between
-cuBLAS's products ("fused"). Hugging Face transformers in the same run where it is installed and one rank runs.
+Wall clock of the engine's prefill, host work included, and the GPU's own time (`stopwatch.gpu_microseconds`). Rungs:
+gpt2.py ("eager"), and our kernels between cuBLAS's products ("fused"). Hugging Face transformers in the same run where
+it is installed and one rank runs. The command around it: `commands/bench/prefill.py`.
 """
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Iterator
 
-from ..commands.arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
-from ..errors import UserError
-from ..recorded.results import BOOK_RESULTS, Run, machine_card, save
-from ..weights import find_checkpoint
-from .decode import peer_model, random_prompts, sum_name
+import torch
 
-__all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
-HELP = "prefill: wall clock and GPU time, beside Hugging Face transformers"
+from ..engine import Engine
+from ..engine.ladder import LADDER
+from .decode import random_prompts, sum_name
+from .peer import peer_model, prefill_step
+from .stopwatch import gpu_microseconds, host_microseconds, spread
+
 RUNGS = ("eager", "fused")
-SLEEP_CYCLES = 100_000_000  # some 50 ms of a GPU, in which the host enqueues a whole prefill
 
 
-def add_arguments(parser):
-    add_model_arguments(parser)
-    parser.set_defaults(model="random:gpt2")
-    parser.add_argument("--batch", type=int, nargs="+", default=[8])
-    parser.add_argument("--prompt-len", type=int, nargs="+", default=[1000], metavar="N")
-    parser.add_argument("--repeat", type=int, default=20, metavar="N")
-    add_imagine_argument(parser)
-    parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
-    parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
-                        help="save the run (default DIR: the book's results)")
-
-
-def check(args):
-    config, _ = find_checkpoint(args.model)
-    check_names(args, config)
-    check_imagine(args)
-    if args.repeat < 2:
-        raise UserError(f"--repeat must be at least 2, not {args.repeat}: a spread comes out of it")
-    if min(args.batch) < 1 or not 0 < min(args.prompt_len) <= max(args.prompt_len) <= config.n_positions:
-        raise UserError(f"--batch must be at least 1, --prompt-len between 1 and {config.n_positions}")
-
-
-def run(args, world) -> dict:
-    from ..engine import Engine
-    from ..engine.ladder import LADDER
-    from ..weights import load_model
-
-    world = world.imagine(args.imagine) if args.imagine else world
-    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
-    peer = None if args.no_peer or world.size > 1 else peer_model(model.config, dtype(args), world)
-    result = {"bench": "prefill", "machine": machine_card(), "rows": (rows := []), "why_eager": None}
-    samples = []
-
-    def measure(step, *case):
-        wall, gpu = times(step, world.device, args.repeat)
-        rows.append(row(*case, wall, gpu))
-        samples.append(wall)
-
-    for batch in args.batch:
-        for length in args.prompt_len:
+def sweep(model, name: str, dtype: str, batches, prompt_lens, repeat: int,
+          with_peer: bool = True) -> Iterator[tuple[dict, list[float]]]:
+    """(row, its samples of the wall clock in microseconds), shape by shape, through both rungs and the peer."""
+    world = model.world
+    peer = peer_model(model.config, dtype, world) if with_peer else None
+    for batch in batches:
+        for length in prompt_lens:
+            prompts = random_prompts(model.config.vocab_size, batch, length)
+            case = (name, dtype, world.size, batch, length)
             for rung in RUNGS:
                 engine = Engine(model, rung=LADDER[0] if rung == "eager" else None)
                 if rung == "fused" and engine.why_eager:
-                    result["why_eager"] = engine.why_eager
                     continue
-                step = engine.prefill_call(random_prompts(model.config.vocab_size, batch, length))
-                measure(step, "tpgpt2", rung, batch, length, args, world, sum_name(model, batch * length, world))
+                wall, gpu = times(engine.prefill_call(prompts), world.device, repeat)
+                yield row("tpgpt2", rung, sum_name(model, batch * length), *case, wall, gpu), wall
                 if rung == "fused" and not engine.prefills.graphs:
                     raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
                 engine.close()
             if peer is not None:
-                step = peer_step(peer, random_prompts(model.config.vocab_size, batch, length), world.device)
-                measure(step, "transformers", "forward", batch, length, args, world, "none")
-            if args.record and world.rank == 0:  # after each shape: a run that is cut short leaves what it has
-                result["saved"] = str(save(Run("prefill", result["machine"], rows), args.record, samples))
-    return result
+                wall, gpu = times(prefill_step(peer, prompts), world.device, repeat)
+                yield row("transformers", "forward", "none", *case, wall, gpu), wall
 
 
-def times(step, device, repeat: int) -> tuple[list[float], list[float] | None]:
+def times(step: Callable[[], torch.Tensor], device: torch.device,
+          repeat: int) -> tuple[list[float], list[float] | None]:
     """Microseconds: (wall clock of `step` until its tokens are on the host, the GPU's own time or None)."""
-    import torch
-
     for _ in range(3):
         step().tolist()
-    wall = []
-    for _ in range(repeat):
-        start = time.perf_counter()
-        step().tolist()
-        wall.append((time.perf_counter() - start) * 1e6)
-    if device.type != "cuda":
-        return wall, None
-    gpu = []
-    for _ in range(repeat):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(SLEEP_CYCLES)
-        start.record()
-        step()
-        end.record()
-        end.synchronize()
-        gpu.append(start.elapsed_time(end) * 1e3)
-    return wall, gpu
+    wall = [host_microseconds(lambda: step().tolist()) for _ in range(repeat)]
+    return wall, [gpu_microseconds(step) for _ in range(repeat)] if device.type == "cuda" else None
 
 
-def peer_step(peer, prompts: list[list[int]], device):
-    """Hugging Face's forward to the last position's best token."""
-    import torch
-
-    ids = torch.tensor(prompts, device=device)
-
-    @torch.inference_mode()
-    def step():
-        return peer(ids, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)
-
-    return step
-
-
-def row(engine: str, rung: str, batch: int, length: int, args, world, sums: str, wall, gpu) -> dict:
-    from .collectives import spread
-
-    return {"engine": engine, "model": args.model.removeprefix("random:"), "dtype": dtype(args), "tp": world.size,
-            "sum": sums, "rung": rung, "batch": batch, "prompt_len": length,
-            **{f"wall_{name}": us for name, us in spread(wall).items()},
-            **({f"gpu_{name}": us for name, us in spread(gpu).items()} if gpu else {"gpu_us_median": None})}
-
-
-def show(result: dict) -> str:
-    lines = [f"{'engine':14}{'rung':10}{'tp':>3} {'sum':10}{'batch':>6}{'tokens':>8}{'wall us':>12}{'GPU us':>12}"]
-    for r in result["rows"]:
-        gpu = "-" if r["gpu_us_median"] is None else f"{r['gpu_us_median']:.1f}"
-        lines.append(f"{r['engine']:14}{r['rung']:10}{r['tp']:>3} {r['sum']:10}{r['batch']:>6}{r['prompt_len']:>8}"
-                     f"{r['wall_us_median']:>12.1f}{gpu:>12}")
-    if result["why_eager"]:
-        lines.append(f"eager only: {result['why_eager']}")
-    return "\n".join([*lines, *([f"saved {result['saved']}"] if "saved" in result else [])])
+def row(engine: str, rung: str, sums: str, model: str, dtype: str, tp: int, batch: int, prompt_len: int,
+        wall: list[float], gpu: list[float] | None) -> dict:
+    """A row of `prefill`, as `recorded/results.py` wants it."""
+    return {"engine": engine, "model": model.removeprefix("random:"), "dtype": dtype, "tp": tp, "sum": sums,
+            "rung": rung, "batch": batch, "prompt_len": prompt_len, **spread(wall, "wall_us"),
+            **(spread(gpu, "gpu_us") if gpu else {"gpu_us_median": None})}

@@ -23,7 +23,7 @@ from statistics import mean, median, quantiles
 from ..errors import RankError
 from ..parallel.collectives import barrier, gather_objects
 from ..trace import Trace, now
-from .collectives import stopwatch
+from .stopwatch import captured, microseconds
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
           "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out
@@ -88,7 +88,7 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
     trace = Trace()
     if graph:
         with hooks(model, trace):
-            replay = captured(step)
+            replay = captured(step, warmups=0)  # a warm run would leave marks that are no part of the graph
     runs = []
     for _ in range(repeats):
         barrier(world)
@@ -110,19 +110,8 @@ def _untraced_us(step, world, repeats: int) -> float:
     times = []
     for _ in range(repeats):
         barrier(world)
-        times.append(stopwatch(step, world.device))
+        times.append(microseconds(step, world.device))
     return median(times)
-
-
-def captured(step):
-    """A CUDA graph of step(), as a call that replays it."""
-    import torch
-
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def spans(trace: Trace) -> list[dict]:

@@ -19,18 +19,20 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import mean, median
 
 import torch
 
 from ..attention.kv_cache import allocate_kv_cache
 from ..config import FAMILY
 from ..engine.decode_step import decode_step
-from ..engine.graph import CapturedStep
 from ..kernels import Kernels, attention, linear, plain, tiles
 from ..kernels.state import DecodeState
 from ..parallel.world import World
-from ..recorded.results import BOOK_RESULTS, Run, machine_card, save
+from ..recorded.machine import machine_card
+from ..recorded.results import BOOK_RESULTS, Run, save
 from ..weights import load_model
+from .stopwatch import captured, microseconds
 
 FILE = Path(tiles.__file__).with_suffix(".json")
 CONTEXTS, TOLERANCE = (192, 704), 2e-2
@@ -159,22 +161,14 @@ class Bench:
                           add=op(linear.add, lambda a: "long" if a[0].shape[1] == self.inner.shape[1] else "add"),
                           best=op(linear.best, lambda a: "best"),
                           attention=op(attention.attention, lambda a: "attention"))
-        step = CapturedStep(partial(decode_step, self.model, self.kv, self.state, kernels))
-        means = []
+        replay = captured(partial(decode_step, self.model, self.kv, self.state, kernels))
+        medians = []
         for tokens in CONTEXTS:
             self.occupy(tokens)
-            step.replay()
-            times = []
-            for _ in range(5):
-                start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                start.record()
-                for _ in range(10):
-                    step.replay()
-                end.record()
-                end.synchronize()
-                times.append(start.elapsed_time(end) * 100)
-            means.append(sorted(times)[2])
-        return sum(means) / len(means)
+            replay()
+            medians.append(median(microseconds(lambda: [replay() for _ in range(10)], self.model.world.device) / 10
+                                  for _ in range(5)))
+        return mean(medians)
 
 
 def tune(bench: Bench, chosen: dict, model: str, kinds: list[str], seconds: float, rows: list[dict]) -> dict:

@@ -15,9 +15,9 @@ from ..cost import collectives as cost
 from ..cost import forward as cost_forward
 from ..errors import UserError
 from ..recorded import results
+from ..trace import OPS
 
 HELP = "fit the cost model to recorded runs, and predict with it"
-OPS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
 KINDS = ("collectives", "decode", "prefill")
 
 

@@ -11,6 +11,7 @@ import time
 
 from ..errors import RankError, UserError
 from ..parallel.launch import gpu_count, launch
+from ..recorded.nvml import gpu_links
 
 HELP = "what this machine can run, what it can't, and why"
 DEADLINE = 60.0  # seconds for two ranks to start, import torch, meet and sum
@@ -51,9 +52,7 @@ def show(result: dict) -> str:
 
 
 def links():
-    """Rows of `bench.dial.gpu_links`, or one line on why there are none."""
-    from ..bench.dial import gpu_links
-
+    """Rows of `gpu_links`, or one line on why there are none."""
     try:
         return gpu_links() or "one GPU: nothing to link"
     except UserError as e:

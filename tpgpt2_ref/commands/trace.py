@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from ..errors import UserError
-from ..recorded.results import machine_card
+from ..recorded.machine import machine_card
 from ..weights import find_checkpoint
 from .arguments import add_model_arguments, check_names, dtype, ranks  # noqa: F401  cli.py calls ranks
 

@@ -10,15 +10,12 @@ Nothing here imports torch, so that a page can read results without it.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
-import subprocess
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import UserError
+from .machine import commit, machine_card
 
 SCHEMA = 1
 BOOK_RESULTS = Path(__file__).parents[2] / "book" / "results"
@@ -172,58 +169,6 @@ def validate(document, where) -> None:
                 raise UserError(f"{where}: rows[{i}].{field} is a {type(value).__name__}: rows are flat")
             if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
                 raise UserError(f"{where}: rows[{i}].{field} is {value}, which is no finite number")
-
-
-def machine_card() -> dict:
-    """This machine as a result must name it: processor or GPUs, their links, versions, environment that matters."""
-    card = {"slug": "", "kind": "cpu", "device": _cpu_name(), "count": len(os.sched_getaffinity(0)),
-            "links": "none", "cpu": _cpu_name(), "torch": None, "cuda": None, "nccl": None, "driver": None,
-            "python": platform.python_version(), "environment": _environment()}
-    try:
-        import torch
-    except ImportError:
-        torch = None
-    if torch is not None:
-        card["torch"] = torch.__version__
-        if torch.cuda.is_available():
-            from ..bench.dial import machine_links
-
-            card.update(kind="cuda", device=torch.cuda.get_device_name(0), count=torch.cuda.device_count(),
-                        cuda=torch.version.cuda, nccl=".".join(map(str, torch.cuda.nccl.version())),
-                        **machine_links())
-    n, device = card["count"], card["device"]
-    name = f"{n}x {device}" if card["kind"] == "cuda" else f"cpu {device} {n} cores"
-    card["slug"] = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return card
-
-
-def commit() -> str:
-    """The checkout's commit, "+" behind it if the package differs from it; "unknown" outside git."""
-    def git(*args):
-        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20)
-
-    try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        if head.returncode:
-            return "unknown"
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "..").stdout.strip()
-        return head.stdout.strip() + ("+" if changed else "")
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-
-
-def _environment() -> dict[str, str]:
-    """The variables that change how fast a collective or a kernel is."""
-    matters = ("NCCL_", "GLOO_", "TPGPT2_", "TORCH_SYMM_MEM", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_",
-               "VLLM_ATTENTION_BACKEND")
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(matters) and k != "NCCL_VERSION"}
-
-
-def _cpu_name() -> str:
-    try:
-        return re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text()).group(1).strip()
-    except (OSError, AttributeError):
-        return platform.processor() or platform.machine()
 
 
 def _kind(kind) -> str:

@@ -1,4 +1,4 @@
-"""The samples behind a row of `collectives`: their spread, what they make of the bus, and several runs' together."""
+"""The samples behind a row: their spread, what they make of the bus, and those of several runs together."""
 from __future__ import annotations
 
 from collections import defaultdict
@@ -13,10 +13,10 @@ CASE = ("op", "path", "world", "bytes", "dtype", "graph", "calls", "link")  # ro
 SAME = ("device", "count", "links", "cpu", "torch", "cuda", "nccl", "driver")  # of a machine, in runs that are pooled
 
 
-def spread(us: list[float]) -> dict:
-    """Samples in microseconds -> {us_median, us_p10, us_p90}."""
-    tenths = quantiles(us, n=10, method="inclusive")
-    return {"us_median": round(median(us), 3), "us_p10": round(tenths[0], 3), "us_p90": round(tenths[-1], 3)}
+def spread(samples: list[float], name: str = "us") -> dict:
+    """{name_median, name_p10, name_p90} of one sample or more, in their unit, to three digits behind the point."""
+    p10, *_, p90 = quantiles(samples * 2 if len(samples) == 1 else samples, n=10, method="inclusive")
+    return {f"{name}_median": round(median(samples), 3), f"{name}_p10": round(p10, 3), f"{name}_p90": round(p90, 3)}
 
 
 def bandwidth(op: str, nbytes: int, us: float, n: int) -> dict:

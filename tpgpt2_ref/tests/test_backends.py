@@ -15,6 +15,7 @@ from tpgpt2_ref.attention.selector import get_attn_backend, resolve
 from tpgpt2_ref.bench import attention as bench_attention
 from tpgpt2_ref.bench.attention_case import largest_error, make_case
 from tpgpt2_ref.bench.attention_direct import DIRECT, direct
+from tpgpt2_ref.commands.bench import attention as command
 from tpgpt2_ref.engine import Engine
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.parallel.world import World
@@ -183,7 +184,7 @@ def test_the_direct_call_is_recorded_beside_ours(tmp_path):
     rows = [row for row, _ in bench_attention.sweep(["SDPA", "NAIVE"], samples=3, shapes=SMALL)]
     assert [row.get("direct_us_median", 0) > 0 for row in rows] == [True, False] * 2
     assert results.load(results.save(results.Run("attention", results.machine_card(), rows), tmp_path)).rows == rows
-    shown = bench_attention.show({"rows": rows, "missing": {}}).splitlines()
+    shown = command.show({"rows": rows, "missing": {}}).splitlines()
     ratio = f"{rows[0]['us_median'] / rows[0]['direct_us_median']:.2f}x"
     assert "direct" in shown[0] and ratio in shown[1].split() and "x" not in shown[2]
 

@@ -6,9 +6,9 @@ from argparse import Namespace
 import pytest
 import torch
 
-from tpgpt2_ref.bench import attention as bench_attention
 from tpgpt2_ref.bench.attention import HEADS, device, missing, rate, sweep
 from tpgpt2_ref.bench.attention_case import make_case
+from tpgpt2_ref.commands.bench import attention as command
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.recorded import results
 
@@ -60,14 +60,14 @@ def test_the_command(tmp_path):
     measured = {r["backend"] for r in answer["rows"]}
     assert {r["phase"] for r in answer["rows"]} == {"decode"} and "XFORMERS" in measured | answer["missing"].keys()
     assert results.load(answer["recorded"]).rows == answer["rows"]
-    assert "SDPA" in bench_attention.show(answer)
+    assert "SDPA" in command.show(answer)
     assert run_cli("bench", "attention", "--backends", "FASTEST").returncode == 2
 
 
 @pytest.mark.skipif(device() == "cuda", reason="here XFORMERS may run")
 def test_nothing_to_measure_is_the_users_mistake():
     with pytest.raises(UserError, match="nothing to measure"):
-        bench_attention.run(Namespace(names=["XFORMERS"], phase=None, dtype=None, samples=3, json=False), None)
+        command.run(Namespace(names=["XFORMERS"], phase=None, dtype=None, samples=3, json=False), None)
 
 
 @pytest.mark.gpu

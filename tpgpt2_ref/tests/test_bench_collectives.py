@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from tpgpt2_ref.bench import collectives as bench
+from tpgpt2_ref.bench.stopwatch import captured, microseconds
 from tpgpt2_ref.cli import main
+from tpgpt2_ref.commands.bench import collectives as command
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.recorded import results
-from tpgpt2_ref.recorded.samples import before
+from tpgpt2_ref.recorded.samples import bandwidth, before, pool, spread
+from tpgpt2_ref.trace import OPS
 
 from .conftest import on_ranks
 
@@ -27,13 +30,13 @@ def cli(*argv, **more):
 
 
 def test_sizes_are_read_as_nccl_tests_writes_them():
-    assert bench.sizes("256,1K,16M,1G") == [256, 1024, 2**24, 2**30]
+    assert command.sizes("256,1K,16M,1G") == [256, 1024, 2**24, 2**30]
     assert bench.powers_of_two(256, 2**30) == [2**i for i in range(8, 31)]
     for bad in ("", "1T", "1.5K", "-1", "2", "8G"):
         with pytest.raises(UserError, match="--sizes"):
-            bench.sizes(bad)
+            command.sizes(bad)
     with pytest.raises(UserError, match="'all_to_all'; known: all_reduce"):
-        bench.ops("all_reduce,all_to_all")
+        command.ops("all_reduce,all_to_all")
 
 
 @pytest.mark.parametrize("op, bus", [("all_reduce", 2 * 3 / 4), ("all_gather", 3 / 4), ("reduce_scatter", 3 / 4),
@@ -41,12 +44,12 @@ def test_sizes_are_read_as_nccl_tests_writes_them():
 def test_bandwidth_is_nccl_tests(op, bus):
     """1 MB in 10 us on 4 ranks. nccl-tests' size of an all-gather is its result: 4 MB."""
     size = 4e6 if op == "all_gather" else 1e6
-    got = bench.bandwidth(op, 1_000_000, 10.0, 4)
+    got = bandwidth(op, 1_000_000, 10.0, 4)
     assert got == {"algbw_gb_per_s": size / 1e4, "busbw_gb_per_s": size / 1e4 * bus}
 
 
 def test_spread_is_in_order():
-    assert bench.spread([float(i) for i in range(1, 12)]) == {"us_median": 6, "us_p10": 2, "us_p90": 10}
+    assert spread([float(i) for i in range(1, 12)]) == {"us_median": 6, "us_p10": 2, "us_p90": 10}
 
 
 def test_a_wrong_sum_is_an_error_and_not_a_time():
@@ -97,7 +100,7 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     run = results.load(result["recorded"])
     assert run.rows == result["rows"] and run.is_this_machine
     assert {(r["op"], r["path"], r["bytes"]) for r in run.rows} == {
-        (op, path, n) for op in bench.OPS for path in ("gloo", "bare gloo") for n in (256, 65536)}
+        (op, path, n) for op in OPS for path in ("gloo", "bare gloo") for n in (256, 65536)}
     assert all(0 < r["us_p10"] <= r["us_median"] <= r["us_p90"] and r["world"] == 2 for r in run.rows)
     streamed = [json.loads(line) for line in got.stderr.splitlines() if line.startswith('{"row"')]
     assert [s["row"] for s in streamed] == run.rows and all(len(s["us"]) == 3 for s in streamed)
@@ -109,7 +112,7 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     assert [(r["op"], r["path"], r["bytes"]) for r in more.rows] == [(r["op"], r["path"], r["bytes"]) for r in run.rows]
     for row, us in zip(more.rows, results.load_samples(result["recorded"]), strict=True):
         assert len(us) == (7 if (row["op"], row["bytes"]) == ("broadcast", 256) else 3)
-        assert bench.spread(us)["us_median"] == row["us_median"]
+        assert spread(us)["us_median"] == row["us_median"]
     path = Path(result["recorded"])
     path.write_text(path.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
     with pytest.raises(UserError, match="differ in torch"):  # before anything is measured
@@ -119,7 +122,7 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
 def recorded_run(commit, medians, **machine):
     """A run of two samples a row, and its samples."""
     rows = [{"op": "all_reduce", "path": "nccl", "world": 2, "bytes": n, "dtype": "bfloat16", "graph": False,
-             "calls": 100, **bench.spread([us, us]), **bench.bandwidth("all_reduce", n, us, 2), "link": "NVLink"}
+             "calls": 100, **spread([us, us]), **bandwidth("all_reduce", n, us, 2), "link": "NVLink"}
             for n, us in medians.items()]
     card = results.machine_card() | {"slug": "2x-one", "torch": "2.11.0"} | machine
     run = results.Run("collectives", card, rows, "2026-01-01T00:00:00+00:00", commit)
@@ -128,16 +131,16 @@ def recorded_run(commit, medians, **machine):
 
 def test_runs_are_pooled_by_case():
     first, second = recorded_run("aaa", {256: 30.0, 512: 31.0}), recorded_run("bbb", {512: 41.0, 1024: 42.0})
-    run, samples = bench.pool([first, second])
+    run, samples = pool([first, second])
     assert samples == [[30, 30], [31, 31, 41, 41], [42, 42]] and run.commit == "bbb"
     assert [(r["bytes"], r["us_median"], r.get("commit")) for r in run.rows] == [
         (256, 30, "aaa"), (512, 36, "aaa, bbb"), (1024, 42, None)]
     assert run.rows[1]["algbw_gb_per_s"] == round(512 / 36 / 1e3, 6)
-    third, samples = bench.pool([(run, samples), recorded_run("bbb", {512: 41.0})])
+    third, samples = pool([(run, samples), recorded_run("bbb", {512: 41.0})])
     assert third.rows[1]["commit"] == "aaa, bbb" and len(samples[1]) == 6
     for other, word in (({"torch": "2.13.0"}, "differ in torch"), ({"slug": "4x-one"}, "different machines")):
         with pytest.raises(UserError, match=word):
-            bench.pool([first, recorded_run("bbb", {512: 41.0}, **other)])
+            pool([first, recorded_run("bbb", {512: 41.0}, **other)])
 
 
 def test_samples_of_another_run_are_refused(tmp_path):
@@ -185,5 +188,5 @@ def test_a_graph_times_the_calls_it_holds():
     def call():
         torch.cuda._sleep(cycles)
 
-    us = {n: bench.stopwatch(bench.Captured(call, n), world.device) / n for n in (2, 20)}
+    us = {n: microseconds(captured(call, n), world.device) / n for n in (2, 20)}
     assert us[20] == pytest.approx(us[2], rel=0.25)

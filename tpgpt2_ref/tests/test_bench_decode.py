@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tpgpt2_ref.bench.decode import without_cudnn_attention
+from tpgpt2_ref.bench.peer import without_cudnn_attention
 from tpgpt2_ref.recorded.results import load
 
 from .conftest import cli_json, run_cli

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
-from tpgpt2_ref.bench.collectives import bandwidth
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.cost import collectives as cost
@@ -20,6 +19,7 @@ from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.kernels.tiles import ALL_WIDE, tile_for
 from tpgpt2_ref.recorded import results
+from tpgpt2_ref.recorded.samples import bandwidth
 from tpgpt2_ref.trace import Trace
 from tpgpt2_ref.weights import load_model
 

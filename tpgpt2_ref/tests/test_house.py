@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,30 +50,72 @@ def test_torch_distributed_stays_behind_its_door():
             assert not [m for m in imports(file) if m.startswith("torch.distributed")], file
 
 
-ORDER = [{"errors", "config", "trace", "noise", "request"}, {"parallel", "attention", "kernels"}, {"gpt2"},
+ORDER = [{"errors", "config", "trace", "noise", "request", "files"}, {"parallel", "attention", "kernels"}, {"gpt2"},
          {"weights", "tokenizer", "checkpoints", "engine"}, {"recorded", "cost"}, {"bench"}, {"notebook", "course"},
          {"commands", "cli"}]
 
 
-def test_nobody_imports_upward():
-    level = {name: i for i, names in enumerate(ORDER) for name in names}
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.fixture(scope="module")
+def doors() -> dict[str, dict[str, Path]]:
+    """{room: {room that it imports: a file that does}}."""
+    rooms = {room(file) for file in FILES} - {"__init__", "__main__"}
+    found = {name: {} for name in rooms}
     for file in FILES:
-        here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if here in ("__init__", "__main__"):
-            continue
-        for module in imports(file):
+        for module in imports(file) if room(file) in rooms else ():
             parts = module.split(".")
-            if parts[0] == "tpgpt2_ref" and len(parts) > 1 and parts[1] in level:
-                assert level[parts[1]] <= level[here], f"{file} imports {module}"
+            if parts[0] == "tpgpt2_ref" and len(parts) > 1 and parts[1] in rooms - {room(file)}:
+                found[room(file)].setdefault(parts[1], file)
+    return found
 
 
-@pytest.mark.parametrize("module", ["config", "errors", "request", "trace", "attention.platform", "attention.matrix",
-                                    "attention.selector", "cost.collectives", "cost.forward", "bench.dial",
-                                    "recorded.results", "parallel.launch", "parallel.all_reduce", "course.diagrams",
-                                    "commands.arguments", "cli"])
-def test_imports_without_torch(module):
-    done = subprocess.run([sys.executable, "-c", f"import tpgpt2_ref.{module}, sys; assert 'torch' not in sys.modules"],
-                          cwd=PACKAGE.parent, capture_output=True, text=True)
+def test_nobody_imports_upward(doors):
+    level = {name: i for i, names in enumerate(ORDER) for name in names}
+    assert doors.keys() <= level.keys(), "a room that stands on no floor"
+    up = {f"{file.relative_to(PACKAGE)} imports {other}" for name, others in doors.items()
+          for other, file in others.items() if level[other] > level[name]}
+    assert not up
+
+
+def test_no_circle_of_rooms(doors):
+    order = TopologicalSorter({name: set(others) for name, others in doors.items()})
+    try:
+        order.prepare()
+    except CycleError as e:
+        pytest.fail(" imports ".join(reversed(e.args[1])))
+
+
+def test_no_room_is_above_a_fifth_of_the_code():
+    lines = Counter()
+    for file in FILES:
+        lines[room(file)] += len(file.read_text().splitlines())
+    (name, most), = lines.most_common(1)
+    assert most <= lines.total() / 5, f"{name} has {most} lines of {lines.total()}"
+
+
+def test_contributing_lists_every_floor():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    drawn = text.partition("list of floors, never up")[2].split("\n\n")[0]
+    floors = [set(re.findall(r"\w+", floor)) for floor in drawn.partition("\n")[2].split("←")]
+    assert floors == ORDER
+
+
+WITHOUT_TORCH = ("config", "errors", "request", "trace", "attention.platform", "attention.matrix", "attention.selector",
+                 "cost.collectives", "cost.forward", "recorded.machine", "recorded.nvml", "recorded.results",
+                 "recorded.samples", "bench.dial", "parallel.launch", "parallel.all_reduce",
+                 "parallel.all_reduce.push_model", "course.diagrams", "commands.arguments", "commands.bench", "cli")
+
+
+def test_imports_without_torch():
+    """One after the other in one process: the first that brings torch in is named."""
+    code = f"""import importlib, sys
+for name in {WITHOUT_TORCH}:
+    importlib.import_module("tpgpt2_ref." + name)
+    assert "torch" not in sys.modules, name"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ from tpgpt2_ref.bench import dial as links
 from tpgpt2_ref.bench import two_hosts
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.recorded import nvml
 
 from .conftest import ROOT
 
@@ -57,23 +58,23 @@ class FakeNVML:
 ])
 def test_what_connects_two_gpus(machine, want, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", machine)
-    (row,) = links.gpu_links()
+    (row,) = nvml.gpu_links()
     assert (row["a"], row["b"]) == (0, 1) and (row["link"], row["lanes"], row["one_way_gb_per_s"]) == want
-    words = links.machine_links()
+    words = nvml.machine_links()
     assert words["driver"] == "580.1" and ("NVLink 4" in words["links"]) == bool(machine.lanes)
 
 
 def test_without_nvml_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(UserError, match="pip install nvidia-ml-py"):
-        links.gpu_links()
-    assert "nvidia-ml-py" in links.machine_links()["links"]  # a machine card says so, and is still made
+        nvml.gpu_links()
+    assert "nvidia-ml-py" in nvml.machine_links()["links"]  # a machine card says so, and is still made
 
 
 def test_limits_are_one_way_and_the_diagrams_are_not():
     by_name = {limit.name: limit for limit in links.LIMITS}
     assert by_name["PCIe Gen4 x16"].one_way_gb_per_s == pytest.approx(31.5, abs=0.02)
-    assert links.pcie_gb_per_s(3, 16) == pytest.approx(15.75, abs=0.01) and links.pcie_gb_per_s(2, 8) == 4
+    assert nvml.pcie_gb_per_s(3, 16) == pytest.approx(15.75, abs=0.01) and nvml.pcie_gb_per_s(2, 8) == 4
     drawn = {limit.diagram_gb_per_s: limit.diagram_gb_per_s / limit.one_way_gb_per_s
              for limit in links.LIMITS if limit.diagram_gb_per_s}
     assert drawn == {600: 2, 64: pytest.approx(2, rel=0.02), 12.5: 1}

@@ -6,7 +6,6 @@ from math import inf
 
 from ...errors import UserError
 from .base import AllReduce
-from .c10d import C10dAllReduce
 
 ALGORITHMS = {
     "push": "push:PushAllReduce",  # into the peers' memory, without a barrier
@@ -37,7 +36,7 @@ LIMITS = {
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }
 
-__all__ = ["AllReduce", "C10dAllReduce", "LIMITS", "ALGORITHMS", "all_reduces"]
+__all__ = ["AllReduce", "LIMITS", "ALGORITHMS", "all_reduces"]
 
 
 def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
@@ -49,11 +48,10 @@ def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
     if which != "auto" and which not in ALGORITHMS:
         raise UserError(f"unknown all-reduce algorithm {which!r}; known: auto, {', '.join(ALGORITHMS)}")
     algorithms = []
-    for name, target in ALGORITHMS.items():
+    for name in ALGORITHMS:
         if name == "c10d" or which not in ("auto", name):
             continue
-        module, cls = target.split(":")
-        algorithm = getattr(import_module(f".{module}", __name__), cls)
+        algorithm = algorithm_class(name)
         if reason := algorithm.missing(world):
             if which == name:
                 raise UserError(f"cannot sum with {name}: {reason}")
@@ -61,7 +59,13 @@ def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
         algorithms.append(algorithm(world))
         if which == "auto":
             algorithms[-1].limit = limit(name, world.size)
-    return (*algorithms, C10dAllReduce(world))
+    return (*algorithms, algorithm_class("c10d")(world))
+
+
+def algorithm_class(name: str) -> type[AllReduce]:
+    """The class behind a name of `ALGORITHMS`; its file imports torch."""
+    module, cls = ALGORITHMS[name].split(":")
+    return getattr(import_module(f".{module}", __name__), cls)
 
 
 def limit(name: str, size: int) -> float:

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import inf
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # names of types alone: what an algorithm says of itself is read without torch
+    import torch
 
 
 class AllReduce(ABC):

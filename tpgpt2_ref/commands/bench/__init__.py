@@ -15,19 +15,18 @@ BENCHES = ("attention", "collectives", "decode", "prefill")
 def add_arguments(parser):
     sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name in BENCHES:
-        bench = import_module(f"..bench.{name}", __package__)
+        bench = import_module(f".{name}", __package__)
         p = sub.add_parser(name, help=bench.HELP, description=bench.__doc__, formatter_class=parser.formatter_class)
         bench.add_arguments(p)
         p.set_defaults(bench=bench)
 
 
 def ranks(args) -> int | None:
-    return args.bench.ranks(args) if hasattr(args.bench, "ranks") else None
+    return args.bench.ranks(args)
 
 
 def check(args):
-    if hasattr(args.bench, "check"):
-        args.bench.check(args)
+    args.bench.check(args)
 
 
 def run(args, world):
@@ -35,4 +34,4 @@ def run(args, world):
 
 
 def show(result) -> str:
-    return import_module(f"..bench.{result['bench']}", __package__).show(result)
+    return import_module(f".{result['bench']}", __package__).show(result)
