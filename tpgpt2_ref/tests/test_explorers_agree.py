@@ -129,7 +129,8 @@ def random_collective(dice: random.Random) -> dict:
 
 
 def random_heads(dice: random.Random) -> dict:
-    return {"gpt2": dice.choice([*FAMILY, *FAMILY, "gpt3"]), "tp": dice.randint(0, 40), "cut": dice.choice([*heads.CUTS * 4, "no"])}
+    return {"gpt2": dice.choice([*FAMILY, *FAMILY, "gpt3"]), "tp": dice.randint(0, 40),
+            "cut": dice.choice([*heads.CUTS * 4, "no"])}
 
 
 RANDOM = {"select": random_select, "cost": random_cost, "collective": random_collective, "heads": random_heads}
@@ -174,8 +175,9 @@ def test_page_and_python_agree_on_where_more_ranks_pay(questions, page):
     asked = [(q, a) for (kind, q), a in zip(questions, page, strict=True) if kind == "cost" and "crossover_batch" in a]
     for q, a in asked[:120]:
         how = {k: q[k] for k in ("rung", "path", "plan")}
-        assert a["crossover_batch"] == cost_forward.crossover(MACHINES[q["machine"]]["model"], FAMILY[q["gpt2"]], q["tp"],
-                                                              q["tokens"], q["context"], **how), q
+        model, config = MACHINES[q["machine"]]["model"], FAMILY[q["gpt2"]]
+        assert a["crossover_batch"] == cost_forward.crossover(model, config, q["tp"], q["tokens"], q["context"],
+                                                              **how), q
     assert len({a["crossover_batch"] for _, a in asked}) > 3
 
 
