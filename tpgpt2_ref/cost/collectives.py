@@ -25,6 +25,7 @@ MAX_PIECES = 4
 # recorded sizes; sizes that are held out in the shipped half were among them.
 PIECE_COSTS = 0.02
 STARTS = 16  # how many starts are tried
+TIE = 1e-9  # of the squared error: no better than this is no better, and the earlier, simpler subset stays
 FEWEST_SIZES = 6  # 3 to fit, 3 to judge
 
 
@@ -182,43 +183,26 @@ def least_squares(features: list[tuple], us: list[float], given: list[float] | N
     """(non-negative coefficients with the least sum of squared errors relative to us, that sum).
 
     given  a part of each time that is already explained (default: none)
-    With so few terms every subset can be tried: a term that would come out negative is left out.
+    With so few terms every subset can be tried: a term that would come out negative is left out, and so is one that
+    the others of the subset already tell.
     """
-    rows = [[f / t for f in row] for row, t in zip(features, us, strict=True)]
-    target = [1 - g / t for g, t in zip(given or [0.0] * len(us), us, strict=True)]
-    width = len(rows[0])
-    best = (0.0,) * width, sum(y * y for y in target)
-    for count in range(1, width + 1):
-        for chosen in combinations(range(width), count):
-            scale = [max(r[c] for r in rows) or 1.0 for c in chosen]
-            part = [[r[c] / s for c, s in zip(chosen, scale, strict=True)] for r in rows]
-            solved = solve([[sum(r[i] * r[j] for r in part) for j in range(count)] for i in range(count)],
-                           [sum(r[i] * y for r, y in zip(part, target, strict=True)) for i in range(count)])
-            if solved is None or min(solved) < 0:
-                continue
-            error = sum((sum(x * c for x, c in zip(r, solved, strict=True)) - y) ** 2
-                        for r, y in zip(part, target, strict=True))
-            if error < best[1]:
-                coefficients = [0.0] * width
-                for c, x, s in zip(chosen, solved, scale, strict=True):
-                    coefficients[c] = x / s
-                best = tuple(coefficients), error
-    return best
+    import numpy as np  # to fit, not to predict: pages ask the model without it
 
-
-def solve(a: list[list[float]], b: list[float]) -> list[float] | None:
-    """a x = b by elimination with pivots; None if a is singular."""
-    n, m = len(b), [row + [y] for row, y in zip(a, b, strict=True)]
-    for i in range(n):
-        pivot = max(range(i, n), key=lambda r: abs(m[r][i]))
-        if abs(m[pivot][i]) < 1e-12:
-            return None
-        m[i], m[pivot] = m[pivot], m[i]
-        for r in range(n):
-            if r != i:
-                factor = m[r][i] / m[i][i]
-                m[r] = [x - factor * y for x, y in zip(m[r], m[i], strict=True)]
-    return [m[i][n] / m[i][i] for i in range(n)]
+    times = np.asarray(us, float)  # (rows,)
+    rows = np.asarray(features, float) / times[:, None]  # (rows, terms)
+    target = 1 - np.asarray(given or 0.0, float) / times
+    scale = rows.max(0)  # (terms,) bytes and flops are many, layers few
+    scale[scale == 0] = 1.0
+    width = rows.shape[1]
+    best, least = np.zeros(width), float(target @ target)
+    for chosen in (list(c) for count in range(1, width + 1) for c in combinations(range(width), count)):
+        part = rows[:, chosen] / scale[chosen]
+        found, _, rank, _ = np.linalg.lstsq(part, target, rcond=1e-6)
+        error = float(np.square(part @ found - target).sum())
+        if rank == len(chosen) and found.min() >= 0 and error < least * (1 - TIE):
+            best, least = np.zeros(width), error
+            best[chosen] = found / scale[chosen]
+    return tuple(best.tolist()), least
 
 
 def error_fields(errors: list[float], draws: int = 2000) -> dict:
