@@ -5,14 +5,21 @@ Nothing here imports torch, so that pages without a kernel can read it.
 """
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
+from .files import field, read_json, shown
 
 PLANS = ("shipped", "as-drawn")
 DTYPES = ("float32", "float16", "bfloat16")
+GELU = ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_python_tanh", "gelu_pytorch_tanh")  # one function, five names
+# What another value of would be another model than this package runs; None: where it isn't said.
+FIXED = {"model_type": ("gpt2",), "activation_function": GELU, "scale_attn_weights": (True,),
+         "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "quantization_config": (None,),
+         "transformers_weights": (None,)}
+OTHER_NAMES = {"hidden_size": "n_embd", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
+               "max_position_embeddings": "n_positions"}  # that transformers takes for the same fields
 
 
 @dataclass(frozen=True)
@@ -29,9 +36,13 @@ class GPT2Config:
     vocab_size: int = 50257
     n_inner: int | None = None  # width of the MLP; None means 4 * n_embd
     layer_norm_epsilon: float = 1e-5
-    eos_token_id: int | None = 50256
+    eos_token_id: int | tuple[int, ...] | None = 50256
+    tie_word_embeddings: bool = True  # logits from the embedding's own rows
 
     def __post_init__(self):
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "inner"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: a GPT-2 needs at least 1")
         if self.n_embd % self.n_head:
             raise UserError(f"n_embd={self.n_embd} is no multiple of n_head={self.n_head}")
 
@@ -41,27 +52,51 @@ class GPT2Config:
 
     @property
     def inner(self) -> int:
-        return self.n_inner or 4 * self.n_embd
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The ids at which a sequence ends: none, one or several."""
+        ends = self.eos_token_id
+        return () if ends is None else ends if isinstance(ends, tuple) else (ends,)
 
     @classmethod
     def from_json(cls, path: Path) -> GPT2Config:
-        """Read a Hugging Face `config.json`; refuse what is not a GPT-2 rather than compute something else."""
-        try:
-            raw = json.loads(Path(path).read_text())
-        except OSError as e:
-            raise UserError(f"cannot read {path}: {e.strerror}") from e
-        except ValueError as e:
-            raise UserError(f"{path} is not JSON: {e}") from e
-        expected = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,
-                    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
-        for key, value in expected.items():
-            if raw.get(key, value) != value:
-                raise UserError(f"{path}: {key}={raw[key]!r}; this package runs GPT-2, where it is {value!r}")
+        """Read a Hugging Face `config.json`; refuse what is not a GPT-2 rather than compute something else.
+
+        As in transformers, a `generation_config.json` beside it decides alone where a sequence ends.
+        """
+        path = Path(path)
+        raw = read_json(path)
+        for key, values in FIXED.items():
+            if (value := raw.get(key, values[0])) not in values:
+                raise UserError(f"{path}: {key}={shown(value)}; this package runs GPT-2, where it is {values[0]!r}")
+        for other, name in OTHER_NAMES.items():
+            if raw.get(other, value := raw.get(name)) != value:
+                raise UserError(f"{path}: {other}={shown(raw[other])}, but {name}={shown(value)}: write {name} alone")
         missing = {"n_layer", "n_head", "n_embd", "vocab_size"} - raw.keys()
         if missing:
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}")
         raw.setdefault("n_positions", raw.get("n_ctx", 1024))
-        return cls(**{k: v for k, v in raw.items() if k in cls.__dataclass_fields__})
+        kinds = {"n_inner": (int, type(None)), "layer_norm_epsilon": float, "tie_word_embeddings": bool}
+        values = {name: field(raw, name, kinds.get(name, int), str(path), default=about.default)
+                  for name, about in cls.__dataclass_fields__.items() if name != "eos_token_id"}
+        if values["layer_norm_epsilon"] < 0:
+            raise UserError(f"{path}: layer_norm_epsilon={values['layer_norm_epsilon']} is negative")
+        generation = path.with_name("generation_config.json")
+        ends = _end_tokens(read_json(generation), None, generation) if generation.exists() else \
+            _end_tokens(raw, cls.eos_token_id, path)
+        try:
+            return cls(**values, eos_token_id=ends)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+
+
+def _end_tokens(raw: dict, default: int | None, path: Path) -> int | tuple[int, ...] | None:
+    ends = field(raw, "eos_token_id", (int, list, type(None)), str(path), default=default)
+    if not isinstance(ends, list):
+        return ends
+    return tuple(field({"eos_token_id": end}, "eos_token_id", int, f"{path}: in a list") for end in ends)
 
 
 FAMILY = {

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from .errors import UserError
 
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures; logits divided by them still fit into float32
+SEEDS = 1 << 64
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token; all 64 bits of the seed count."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -16,12 +19,17 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"--temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 <= self.temperature <= HOTTEST:  # nor nan
+            raise UserError(f"--temperature must be 0 (greedy) or more, up to {HOTTEST:g}, not {self.temperature}")
+        if 0 < self.temperature < COLDEST:
+            raise UserError(f"--temperature {self.temperature} is too small to divide by: 0 is greedy, and "
+                            f"{COLDEST:g} the least above it")
         if self.top_k < 0:
             raise UserError(f"--top-k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p must lie in (0, 1], not {self.top_p}")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"--seed must be a whole number of at most 64 bits (0 to {SEEDS - 1}), not {self.seed}")
 
 
 def check_prompts(config, prompts: list[list[int]], max_new_tokens: int = 1) -> None:

@@ -78,11 +78,11 @@ class GraphDecoder:
                 step.replay()
                 launched += 1
             for s, token in zip(sequences, self.arrived(tokens, rows, positions + 1 + seen)):
-                if not s.ended(self.model.config.eos_token_id):
+                if not s.ended(self.model.config.end_tokens):
                     s.new.append(int(token))
             seen += 1
             times.append(time.perf_counter())
-            if any(s.ended(self.model.config.eos_token_id) for s in sequences):
+            if any(s.ended(self.model.config.end_tokens) for s in sequences):
                 steps = launched  # what is in flight still counts for the others
         for algorithm in self.model.world.all_reduces:
             algorithm.check()

@@ -39,8 +39,8 @@ class Sequence:
     def __post_init__(self):
         self.prompt = array("q", self.prompt)
 
-    def ended(self, eos: int | None) -> bool:
-        return len(self.new) >= self.limit or (bool(self.new) and self.new[-1] == eos)
+    def ended(self, end_tokens: tuple[int, ...]) -> bool:
+        return len(self.new) >= self.limit or (bool(self.new) and self.new[-1] in end_tokens)
 
 
 class Engine:
@@ -83,7 +83,7 @@ class Engine:
                 running += fresh
             else:
                 self.seconds["decode"] += self._decode(running, params)
-            for s in [s for s in running if s.ended(self.config.eos_token_id)]:
+            for s in [s for s in running if s.ended(self.config.end_tokens)]:
                 allocator.release(s.blocks)
                 running.remove(s)
         return [s.new for s in sequences]

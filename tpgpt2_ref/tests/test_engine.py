@@ -24,7 +24,7 @@ from .conftest import on_ranks
 
 PROMPTS = [[1, 2, 3], [5], list(range(20, 57)), [7, 7]]
 TWINS = Rung("twins", "every function in plain torch", fused=())
-SAMPLED = [SamplingParams(), SamplingParams(0.8, seed=3), SamplingParams(1.1, top_k=9, top_p=0.8, seed=-5)]
+SAMPLED = [SamplingParams(), SamplingParams(0.8, seed=3), SamplingParams(1.1, top_k=9, top_p=0.8, seed=2**40 + 5)]
 
 
 @pytest.fixture
