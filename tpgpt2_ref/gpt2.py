@@ -88,7 +88,8 @@ class GPT2Model(nn.Module):
         self.wpe = Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(GPT2Block(config, world, impl, plan) for _ in range(config.n_layer))
         self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
-        self.lm_head = ParallelLMHead(self.wte)
+        self.lm_head = ParallelLMHead(config.vocab_size, config.n_embd, world,
+                                      self.wte.weight if config.tie_word_embeddings else None)
         for name, module in self.named_modules():
             module.name = name  # who calls, in a trace
 

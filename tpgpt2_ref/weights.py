@@ -10,21 +10,47 @@ reads just its own slice of each tensor.
 """
 from __future__ import annotations
 
-import json
+import os
 import re
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from .config import DTYPES, FAMILY, CacheConfig, GPT2Config
 from .errors import UserError
+from .files import field, read_json
 
 ON_BOARD = Path(__file__).parent / "checkpoints"
 CHUNK = 1 << 18  # random elements made at once, so that they stay in a CPU's cache; on a GPU four times as many
-IGNORED = re.compile(r"h\.\d+\.attn\.(masked_)?bias|lm_head\.weight")  # causal masks, and the tied head's copy
+MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks, which old checkpoints store
+STORED_AS = ("F64", "F32", "F16", "BF16")
+FROM_HUB = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+            "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+            "merges.txt")
 
 
-def find_checkpoint(model: str) -> tuple[GPT2Config, Path | None]:
-    """(configuration, folder) of a model name; the folder is None for random weights.
+class Place(NamedTuple):
+    """Where a tensor is stored: the file, and its name there (with or without `transformer.` in front)."""
+
+    file: Path
+    name: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found and fits its configuration: every tensor, of the right shape, and no other.
+
+    folder and places are None and empty for random weights. places: {name of a parameter: where it is stored}
+    """
+
+    config: GPT2Config
+    folder: Path | None
+    places: dict[str, Place]
+
+
+def find_checkpoint(model: str) -> Checkpoint:
+    """The checkpoint of a model name. It reads headers, not tensors (but to see whether two heads are one).
 
     Raises UserError for an unknown name, and for a folder whose tensors are not the configuration's.
     """
@@ -32,74 +58,111 @@ def find_checkpoint(model: str) -> tuple[GPT2Config, Path | None]:
         name = model.removeprefix("random:")
         if name not in FAMILY:
             raise UserError(f"unknown configuration {name!r}; known: {', '.join('random:' + n for n in FAMILY)}")
-        return FAMILY[name], None
-    folder = ON_BOARD / model if (ON_BOARD / model).is_dir() else Path(model)
-    if not folder.is_dir():
-        folder = _from_hub(model)
+        return Checkpoint(FAMILY[name], None, {})
+    folder = find_folder(model) or _from_hub(model)
     config = GPT2Config.from_json(folder / "config.json")
-    check_tensors(config, folder)
-    return config, folder
+    return check_tensors(config, folder)
+
+
+def find_folder(model: str) -> Path | None:
+    """The folder on board, for a plain name such as "tiny", or the folder of that path; None if there is neither."""
+    if re.fullmatch(r"\w+", model) and (ON_BOARD / model / "config.json").is_file():
+        return ON_BOARD / model
+    return Path(model) if os.path.isdir(model) else None
 
 
 def _from_hub(model: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-        raise UserError(f"{model} is no folder with config.json and safetensors")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
+        raise UserError(f"{model!r} is no folder with config.json and safetensors")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "*.safetensors", "*.safetensors.index.json",
-                "tokenizer.json", "vocab.json", "merges.txt"]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, etag_timeout=5))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
+        return Path(snapshot_download(model, allow_patterns=list(FROM_HUB), etag_timeout=5))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         raise UserError(f"{model!r} is neither a local folder nor to be had from the hub "
                         f"({type(e).__name__}). Without a network use 'tiny', 'random:gpt2' or a local folder") from e
 
 
-def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of a GPT-2 checkpoint. Matrices are (in, out): OpenAI's Conv1D."""
+def tensor_shapes(config: GPT2Config):
+    """(name, shape) of each tensor of a GPT-2 checkpoint. Matrices are (in, out): OpenAI's Conv1D."""
     d, inner = config.n_embd, config.inner
-    shapes = {"wte.weight": (config.vocab_size, d), "wpe.weight": (config.n_positions, d)}
+    yield "wte.weight", (config.vocab_size, d)
+    yield "wpe.weight", (config.n_positions, d)
     for i in range(config.n_layer):
         for name, shape in {"ln_1": (d,), "attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d),
                             "ln_2": (d,), "mlp.c_fc": (d, inner), "mlp.c_proj": (inner, d)}.items():
-            shapes[f"h.{i}.{name}.weight"] = shape
-            shapes[f"h.{i}.{name}.bias"] = shape[-1:]
-    return {**shapes, "ln_f.weight": (d,), "ln_f.bias": (d,)}
+            yield f"h.{i}.{name}.weight", shape
+            yield f"h.{i}.{name}.bias", shape[-1:]
+    yield "ln_f.weight", (d,)
+    yield "ln_f.bias", (d,)
+    if not config.tie_word_embeddings:
+        yield "lm_head.weight", (config.vocab_size, d)
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """{tensor name: file} of a checkpoint, one file or several with an index."""
-    index = folder / "model.safetensors.index.json"
-    files = {folder / f for f in json.loads(index.read_text())["weight_map"].values()} if index.exists() else \
-        set(folder.glob("model*.safetensors"))
-    if not files:
+def tensor_files(folder: Path) -> list[Path]:
+    """The files that transformers would read: model.safetensors, or else those that the index names, no others."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.exists():
         hint = " (pytorch_model.bin is not read: save it again with safe_serialization=True)" \
             if (folder / "pytorch_model.bin").exists() else ""
         raise UserError(f"{folder} holds no weights: expected model.safetensors{hint}")
-    names = {}
-    for file in sorted(files):
-        for name in _open(file, "np").keys():
-            names[name] = file
-    return names
+    names = field(read_json(index), "weight_map", dict, str(index))
+    for name in names:
+        file = field(names, name, str, f"{index}: weight_map")
+        if Path(file).name != file or not (folder / file).is_file():
+            raise UserError(f"{index}: weight_map sends {name} to {file!r}, which is no file beside it")
+    return sorted({folder / file for file in names.values()})
 
 
-def check_tensors(config: GPT2Config, folder: Path) -> None:
-    """Refuse a checkpoint with a missing, extra or misshapen tensor, naming it. Reads headers only."""
-    expected, files, opened = tensor_shapes(config), tensor_files(folder), {}
-    found = {name.removeprefix("transformer."): (name, file) for name, file in files.items()}
-    for name in expected:
-        if name not in found:
+def check_tensors(config: GPT2Config, folder: Path) -> Checkpoint:
+    """Refuse a checkpoint with a missing, extra or misshapen tensor, naming it.
+
+    The head follows transformers: `lm_head.weight` is a head of its own where the configuration unties it, or where
+    it is stored and differs from `wte.weight`; where it alone is stored, it is both.
+    """
+    opened = {file: _open(file, "np") for file in tensor_files(folder)}
+    places = {}
+    for file, tensors in opened.items():
+        for full in tensors.keys():
+            name = full.removeprefix("transformer.")
+            if name in places:
+                raise UserError(f"{folder}: tensor {name} is stored twice, in {places[name].file.name} as "
+                                f"{places[name].name} and in {file.name} as {full}")
+            places[name] = Place(file, full)
+    if config.tie_word_embeddings and "lm_head.weight" in places:
+        head = places["lm_head.weight"]
+        if _same(places.setdefault("wte.weight", head), head):
+            del places["lm_head.weight"]
+        else:
+            config = replace(config, tie_word_embeddings=False)
+    found = {}
+    for name, shape in tensor_shapes(config):
+        if name not in places:
             raise UserError(f"{folder}: tensor {name} is missing")
-    for name, (full, file) in found.items():
-        if name not in expected:
-            if not IGNORED.fullmatch(name):
-                raise UserError(f"{folder}: tensor {full} is not part of a GPT-2 of {config.n_layer} layers")
-            continue
-        opened.setdefault(file, _open(file, "np"))
-        shape = tuple(opened[file].get_slice(full).get_shape())
-        if shape != expected[name]:
-            raise UserError(f"{folder}: tensor {full} has shape {shape}, config.json says {expected[name]}")
+        file, full = found[name] = places.pop(name)
+        stored = opened[file].get_slice(full)
+        if tuple(stored.get_shape()) != shape:
+            raise UserError(f"{folder}: tensor {full} has shape {tuple(stored.get_shape())}, config.json says {shape}")
+        if stored.get_dtype() not in STORED_AS:
+            raise UserError(f"{folder}: tensor {full} is {stored.get_dtype()}; weights must be {', '.join(STORED_AS)}")
+    for name, place in places.items():
+        if not MASKS.fullmatch(name):
+            raise UserError(f"{folder}: tensor {place.name} is not part of a GPT-2 of {config.n_layer} layers")
+    return Checkpoint(config, folder, found)
+
+
+def _same(one: Place, two: Place) -> bool:
+    """Whether two stored tensors hold the same numbers. Reads a part at a time, up to the first that differs."""
+    if one == two:
+        return True
+    a, b = (_open(place.file, "pt").get_slice(place.name) for place in (one, two))
+    if a.get_shape() != b.get_shape():
+        return False
+    rows = a.get_shape()[0] if a.get_shape() else 0
+    return all((a[i : i + 4096].float() == b[i : i + 4096].float()).all() for i in range(0, rows, 4096))
 
 
 def _open(file: Path, framework: str):
@@ -155,11 +218,12 @@ class RandomTensor:
         return out
 
 
-def load_model(model: str, world, plan: str = "shipped", dtype: str = "float32", backend: str | None = None,
-               cache: CacheConfig = CacheConfig()):
+def load_model(model: str | Checkpoint, world, plan: str = "shipped", dtype: str = "float32",
+               backend: str | None = None, cache: CacheConfig = CacheConfig()):
     """One rank of a GPT-2, with its weights, on the world's device.
 
-    model    a name as above; plan "shipped" or "as-drawn"; dtype "float32", "float16" or "bfloat16"
+    model    a name as above, or what `find_checkpoint` made of it; plan "shipped" or "as-drawn"
+    dtype    "float32", "float16" or "bfloat16"
     backend  force an attention backend by name; None lets the selector choose
     Returns `gpt2.GPT2Model`. Raises UserError for what a user can mend.
     """
@@ -169,9 +233,10 @@ def load_model(model: str, world, plan: str = "shipped", dtype: str = "float32",
     from .attention.selector import get_attn_backend
     from .gpt2 import GPT2Model, attention_heads
 
-    config, folder = find_checkpoint(model)
+    checkpoint = find_checkpoint(model) if isinstance(model, str) else model
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    config = checkpoint.config
     heads = attention_heads(config, world, plan)
     choice = get_attn_backend(heads, config.head_size, dtype, cache.block_size, cache.cache_dtype, force=backend,
                               platform=this_machine(world.device.type))
@@ -179,26 +244,25 @@ def load_model(model: str, world, plan: str = "shipped", dtype: str = "float32",
     with torch.device(world.device), dtype_as_default(getattr(torch, dtype)):
         gpt2 = GPT2Model(config, world, impl, plan).requires_grad_(False)
     gpt2.choice = choice
-    load_weights(gpt2, folder)
+    load_weights(gpt2, checkpoint)
     return gpt2
 
 
-def load_weights(gpt2, folder: Path | None, seed: int = 0) -> None:
-    """Fill a model with this rank's part of a checkpoint, or with seeded random weights (folder None)."""
+def load_weights(gpt2, checkpoint: Checkpoint, seed: int = 0) -> None:
+    """Fill a model with this rank's part of a checkpoint, or with seeded random weights (no folder)."""
     import torch
 
-    files = tensor_files(folder) if folder else {}
-    found = {name.removeprefix("transformer."): name for name in files}
-    opened = {file: _open(file, "pt") for file in set(files.values())}
-    shapes = tensor_shapes(gpt2.config)
+    places = checkpoint.places
+    opened = {file: _open(file, "pt") for file in {place.file for place in places.values()}}
+    shapes = dict(tensor_shapes(checkpoint.config))
 
     def tensor(name):
-        return StoredTensor(opened[files[found[name]]], found[name]) if folder else \
+        return StoredTensor(opened[places[name].file], places[name].name) if checkpoint.folder else \
             RandomTensor(name, shapes[name], seed, gpt2.wte.weight)
 
     with torch.no_grad():
         for name, module in gpt2.named_modules():
-            if hasattr(module, "load"):
+            if hasattr(module, "load") and not (name == "lm_head" and checkpoint.config.tie_word_embeddings):
                 module.load(*(tensor(f"{name}.{part}") for part, _ in module.named_parameters(recurse=False)))
 
 

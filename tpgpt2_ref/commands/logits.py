@@ -30,7 +30,7 @@ def add_arguments(parser):
 
 
 def check(args):
-    config, _ = find_checkpoint(args.model)
+    config = find_checkpoint(args.model).config
     check_names(args, config)
     check_prompt_arguments(args, config)
     folder = Path(args.out).resolve().parent

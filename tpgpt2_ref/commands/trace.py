@@ -37,7 +37,7 @@ def add_arguments(parser):
 
 
 def check(args):
-    config, _ = find_checkpoint(args.model)
+    config = find_checkpoint(args.model).config
     check_names(args, config)
     for name in ("batch", "prompt_len", "repeats"):
         if getattr(args, name) < 1:

@@ -41,7 +41,7 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
     if params is not None:
         keys = sampled_key(model.logits(norm(normed) if norm else normed), state, params)
     else:
-        keys = k.best(normed, norm, model.wte, state)  # (programs, B) of this rank's part of the vocabulary
+        keys = k.best(normed, norm, model.lm_head, state)  # (programs, B) of this rank's part of the vocabulary
         if not world.alone:
             algorithm = next((a for a in world.all_reduces if k.fused_sum and hasattr(a, "gather")), None)
             keys, name = keys.amax(0), model.lm_head.name  # (B,) -> (n, B)

@@ -20,13 +20,16 @@ ROWS = 8192  # rows loaded at once
 
 
 class VocabParallelEmbedding(nn.Module):
-    """ids (T,) -> (T, D): one lookup in this rank's rows, then an all-reduce of T * D elements."""
+    """ids (T,) -> (T, D): one lookup in this rank's rows, then an all-reduce of T * D elements.
 
-    def __init__(self, vocab_size: int, hidden_size: int, world):
+    weight  (local, D): rows to share with another layer; None: rows of its own
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, world, weight: nn.Parameter | None = None):
         super().__init__()
         self.world, self.vocab_size, self.name = world, vocab_size, ""
         self.local, self.start, self.stop = shard(vocab_size, world, VOCAB_MULTIPLE)
-        self.weight = parameter(self.local, hidden_size)
+        self.weight = parameter(self.local, hidden_size) if weight is None else weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         if self.world.size == 1:
@@ -43,14 +46,9 @@ class VocabParallelEmbedding(nn.Module):
             self.weight[first - self.start : last - self.start] = weight[first:last]
 
 
-class ParallelLMHead(nn.Module):
-    """hidden (B, D) -> logits (B, V) on every rank, with the embedding's own rows (GPT-2 ties them)."""
-
-    def __init__(self, embedding: VocabParallelEmbedding):
-        super().__init__()
-        self.world, self.vocab_size, self.name = embedding.world, embedding.vocab_size, ""
-        self.tied = [embedding]  # in a list, so that the weight is registered once
+class ParallelLMHead(VocabParallelEmbedding):
+    """hidden (B, D) -> logits (B, V) on every rank, with the embedding's own rows where they are tied, as in GPT-2."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = F.linear(x, self.tied[0].weight)  # (B, D) -> (B, V/n)
+        logits = F.linear(x, self.weight)  # (B, D) -> (B, V/n)
         return all_gather(logits, self.world, self.name)[..., : self.vocab_size]

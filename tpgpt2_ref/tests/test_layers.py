@@ -90,7 +90,7 @@ def layers(world):
         wte = VocabParallelEmbedding(VOCAB, D, world)
         wte.load(m["wte"])
         out["wte"] = wte(torch.tensor([0, 1, 50, 99, 100]))
-        out["logits"] = ParallelLMHead(wte)(m["x"])
+        out["logits"] = ParallelLMHead(VOCAB, D, world, wte.weight)(m["x"])
     return {k: v.clone() for k, v in out.items()}
 
 

@@ -13,10 +13,10 @@ PROMPTS = ["Return True if all", "Create and return a"]
 
 
 def test_folder():
-    config, folder = find_checkpoint("tiny")  # checks every name and shape
-    assert config == train_tiny.CONFIG and folder == ON_BOARD / "tiny"
-    assert sum(f.stat().st_size for f in folder.iterdir()) < 6e6
-    bits, = re.findall(r"([\d.]+) bits per byte", (folder / "README.md").read_text())
+    tiny = find_checkpoint("tiny")  # checks every name and shape
+    assert tiny.config == train_tiny.CONFIG and tiny.folder == ON_BOARD / "tiny"
+    assert sum(f.stat().st_size for f in tiny.folder.iterdir()) < 6e6
+    bits, = re.findall(r"([\d.]+) bits per byte", (tiny.folder / "README.md").read_text())
     assert 1 < float(bits) < 2.5
 
 
@@ -82,8 +82,7 @@ def test_training_lowers_the_loss_and_saves_what_loads(tmp_path):
     model, bits = train_tiny.train(ids, ids, steps=6, batch=1, dropout=0.1, seed=0)
     assert bits < 6  # of 8
     train_tiny.save(model, tmp_path)
-    config, _ = find_checkpoint(str(tmp_path))
-    assert config == train_tiny.CONFIG
+    assert find_checkpoint(str(tmp_path)).config == train_tiny.CONFIG
     transformers = pytest.importorskip("transformers")
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():

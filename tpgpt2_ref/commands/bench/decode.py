@@ -33,7 +33,7 @@ def add_arguments(parser):
 
 
 def check(args):
-    config, _ = find_checkpoint(args.model)
+    config = find_checkpoint(args.model).config
     check_names(args, config)
     check_imagine(args)
     if min(args.batch) < 1 or min(args.prompt_len) < 1 or args.new_tokens < 2:

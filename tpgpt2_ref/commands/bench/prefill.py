@@ -32,7 +32,7 @@ def add_arguments(parser):
 
 
 def check(args):
-    config, _ = find_checkpoint(args.model)
+    config = find_checkpoint(args.model).config
     check_names(args, config)
     check_imagine(args)
     if args.repeat < 2:
