@@ -10,10 +10,12 @@ import sys
 import time
 
 from ..errors import RankError, UserError
+from ..parallel.all_reduce import explain
 from ..parallel.launch import gpu_count, launch
 from ..recorded.nvml import gpu_links
 
 HELP = "what this machine can run, what it can't, and why"
+TOKEN_BYTES = 1536  # what one token sums in GPT-2 small, in bf16
 DEADLINE = 60.0  # seconds for two ranks to start, import torch, meet and sum
 
 
@@ -31,6 +33,7 @@ def run(args, world) -> dict:
             "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
             "gpus": gpus, "links": links(), "p2p": p2p(len(gpus)), "advice": advice(torch, len(gpus)),
             "backends": backends("cuda" if cuda else "cpu"),
+            "sums": explain(len(gpus), TOKEN_BYTES) if len(gpus) > 1 else {},
             "two_ranks": {device: two_ranks(device) for device in (["cpu", "cuda"] if len(gpus) > 1 else ["cpu"])}}
 
 
@@ -47,6 +50,8 @@ def show(result: dict) -> str:
     lines += ["", "attention backends (GPT-2: head size 64, pages of 16):"]
     lines += [f"  {'yes' if row['runs'] else 'no ':<3}  {name:<15} {row['why']}"
               for name, row in result["backends"].items()]
+    lines += ["", "sums, by preference, where ranks reach each other's memory:"] * bool(result["sums"])
+    lines += [f"  {name:<9} {why}" for name, why in result["sums"].items()]
     lines += ["", *(f"two ranks, {device}: {row['why']}" for device, row in result["two_ranks"].items())]
     return "\n".join([*lines, "", *result["advice"]])
 

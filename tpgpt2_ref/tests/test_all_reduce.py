@@ -6,18 +6,22 @@ process (one GPU, `test_push.py`), and among processes, on a GPU for each or all
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from importlib import import_module
+from statistics import median
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tpgpt2_ref.bench.stopwatch import captured, microseconds
 from tpgpt2_ref.errors import RankError, UserError
-from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, AllReduce, all_reduces, limit, push
+from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, AllReduce, all_reduces, explain, limit, push
 from tpgpt2_ref.parallel.all_reduce.push_model import search
 from tpgpt2_ref.parallel.all_reduce.symmetric import aligned
 from tpgpt2_ref.parallel.collectives import barrier
 from tpgpt2_ref.parallel.fake import fake_world
+from tpgpt2_ref.recorded import results
 from tpgpt2_ref.tests.conftest import on_ranks
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -57,6 +61,27 @@ def test_every_way_is_one_line():
     assert set(LIMITS) == set(ALGORITHMS) - {"c10d"}
     assert limit("push", 2) == LIMITS["push"][2] and limit("push", 3) == LIMITS["push"][4]
     assert limit("c10d", 2) == float("inf")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_limits_are_where_the_recorded_rows_cross(size):
+    """Up to its limit an algorithm is never slower than those behind it; at the next recorded size it is, or can't."""
+    rows = results.load(results.BOOK_RESULTS / f"{size}x-nvidia-h200" / "collectives.json").rows
+    us = {}  # bytes -> algorithm -> microseconds
+    for r in rows:
+        if (r["op"], r["world"], r["graph"]) == ("all_reduce", size, True):
+            us.setdefault(r["bytes"], {})[{"nccl": "c10d"}.get(r["path"], r["path"])] = r["us_median"]
+    for i, name in enumerate(LIMITS):
+        behind = list(ALGORITHMS)[i + 1:]
+        wins = [n for n in sorted(us) if name in us[n] and us[n][name] <= min(us[n][b] for b in behind if b in us[n])]
+        unbroken = [n for n, size_of_grid in zip(wins, sorted(us)) if n == size_of_grid]
+        assert LIMITS[name][size] == unbroken[-1], name
+
+
+def test_what_auto_says_of_a_size():
+    said = explain(4, 3 * 2**20)
+    assert list(said) == list(ALGORITHMS) and said["c10d"] == "takes any size"
+    assert said["push"].startswith("leaves 3,145,728 bytes") and said["two_shot"].startswith("takes")
 
 
 def test_without_gpus_only_the_group_itself_sums():
@@ -253,23 +278,10 @@ def rank_times_push(world) -> dict[int, float]:
     algorithm, out = all_reduces(world, "push")[0], {}
     for nbytes in (1536, 12_288, 49_152, 98_304):
         x = torch.zeros(nbytes // 2, dtype=torch.bfloat16, device=world.device)
-        algorithm(x)
-        torch.cuda.synchronize()
+        replay = captured(partial(algorithm, x), 100)
         barrier(world)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(100):
-                algorithm(x)
-        times = []
-        for _ in range(20):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 10)  # ms of 100 calls -> us of one
-        out[nbytes] = sorted(times)[len(times) // 2]
-        graph.reset()
+        out[nbytes] = median(microseconds(replay, world.device) / 100 for _ in range(20))
+        del replay  # before the group ends
     algorithm.close()
     return out
 

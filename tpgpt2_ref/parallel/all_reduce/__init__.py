@@ -1,4 +1,7 @@
-"""The all-reduce algorithms, each one file and one line of `ALGORITHMS`. Fastest first; c10d takes what is left."""
+"""The all-reduce algorithms, each one file and one line of `ALGORITHMS`. Fastest first; c10d takes what is left.
+
+Imports no torch: the names, their limits and the model of `push` can be read in a page.
+"""
 from __future__ import annotations
 
 from importlib import import_module
@@ -14,24 +17,13 @@ ALGORITHMS = {
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
 }
 
-# "auto" gives each algorithm tensors up to so many bytes, by the number of ranks. Microseconds a call, bf16, in CUDA
-# graphs, H200 over NVLink 4, 27 Nov 2026 (book/results/{2,4}x-nvidia-h200/collectives.json):
-#                         two ranks                       |              four ranks
-#     bytes        NCCL   one_shot   two_shot     push    |    NCCL   one_shot   two_shot     push
-#     2,048        13.5        6.8       10.2      2.0    |    21.1        7.4       10.9      2.5
-#     131,072      15.3        8.4       11.8      2.5    |    24.4        9.6       14.1      3.7
-#     786,432      20.9       12.3       14.3      4.4    |    27.8       16.6       16.9     11.4
-#     1,048,576    19.6       15.0       15.7      5.0    |    28.3       20.1       18.5     14.7
-#     1,572,864    22.4       18.0       17.3      7.3    |    29.2       26.2       22.7     20.8
-#     2,097,152    32.4       22.3       19.9      9.0    |    34.5       32.8       28.1     27.9
-#     8,388,608    50.5       63.4       45.4     27.9    |    70.4      105.8       65.2     91.4
-#     16,777,216   79.0                  77.0     55.8    |   113.8                 113.7
-#     25,165,824  108.9                 110.3             |   150.9                 159.3
-# Eight ranks are not measured; their limits are reckoned: push's seven copies are 5.25 tensors more than two_shot
-# moves, and at 400 GB/s cost more than its barriers (4 us) from about 300 KB.
+# "auto" gives each algorithm tensors up to so many bytes, by the number of ranks: the largest size up to which it is
+# never slower than those behind it, in the rows of book/results/{2,4}x-nvidia-h200/collectives.json (all_reduce, in a
+# CUDA graph). A test derives them again. Eight ranks are not measured; their limits are reckoned: push's seven copies
+# are 5.25 tensors more than two_shot moves, and at 400 GB/s cost more than its barriers (4 us) from about 300 KB.
 KiB, MiB = 1 << 10, 1 << 20
 LIMITS = {
-    "push": {2: 16 * MiB, 4: 1536 * KiB, 8: 256 * KiB},
+    "push": {2: 16 * MiB, 4: 2 * MiB, 8: 256 * KiB},
     "one_shot": {2: 1 * MiB, 4: 768 * KiB, 8: 32 * KiB},
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }
@@ -72,3 +64,11 @@ def limit(name: str, size: int) -> float:
     """Bytes up to which "auto" gives tensors to an algorithm, at the next larger number of ranks in `LIMITS`."""
     by_size = LIMITS.get(name, {})
     return next((by_size[n] for n in sorted(by_size) if n >= size), inf)
+
+
+def explain(size: int, nbytes: int) -> dict[str, str]:
+    """{algorithm: what "auto" says to a tensor of nbytes among `size` ranks}: the first that runs there and takes it
+    sums it."""
+    limits = {name: limit(name, size) for name in ALGORITHMS}
+    return {name: "takes any size" if most == inf else f"{'takes' if nbytes <= most else 'leaves'} {nbytes:,} bytes: "
+            f"up to {most:,} at {size} ranks" for name, most in limits.items()}
