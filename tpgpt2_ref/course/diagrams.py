@@ -8,6 +8,7 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
+PACKAGE = Path(__file__).parents[1]
 DIAGRAMS: dict[str, dict[str, str]] = {
     "1 Attention kernel selection": {
         "GPT2Attention.__init__": "gpt2:GPT2Attention.__init__",
@@ -75,6 +76,12 @@ def resolve(target: str):
     for name in path.split("."):
         found = getattr(found, name)
     return found
+
+
+def file_of(target: str) -> str:
+    """The file of "module:attribute" inside the package, as its code page names it."""
+    path = Path(*target.partition(":")[0].split("."))
+    return f"{path.as_posix()}/__init__.py" if (PACKAGE / path).is_dir() else f"{path.as_posix()}.py"
 
 
 def where(target: str) -> tuple[Path, int]:
