@@ -1,14 +1,14 @@
 """Diagram 5: which attention kernel takes what, as data. The selector, the chapter's table and the tests read this.
 
-`MATRIX` is what this package's backends take; `ORDER` is who is asked first; `DIAGRAM_5` is the diagram to the
-letter, so that a test can hold the one against the other.
+`MATRIX` is what each backend takes, in the order in which a CUDA machine is asked; `ORDER` is who is asked where;
+`DIAGRAM_5` is the diagram to the letter, so that a test can hold the one against the other.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..config import DTYPES
-from .platform import Platform, dotted
+from .platform import KINDS, Platform, dotted
 
 HALF = ("float16", "bfloat16")
 FLASH_HEADS = (32, 64, 96, 128, 160, 192, 224, 256)
@@ -20,6 +20,7 @@ PACKAGES = {  # name: how to install it. "torch" is always there
     "flash-attn-4": "pip install flash-attn-4",
     "vllm": "pip install vllm",
     "xformers": "pip install xformers",
+    "flashinfer": "pip install flashinfer-python",
 }
 
 
@@ -27,9 +28,11 @@ PACKAGES = {  # name: how to install it. "torch" is always there
 class Support:
     """One row: a backend, and what it takes. A field that is None takes everything.
 
-    qualname      where its class is, "module:class"; resolved when it is chosen, not before
+    qualname      where its class is, "module:class"; resolved when it is chosen, not before. "" is a name that vLLM
+                  has and this package has not: its conditions are said, and it is never chosen
     packages      any one of them will do
     capabilities  compute capability of an NVIDIA GPU, least and greatest
+    bfloat16_from  the least one for bfloat16, if it is another
     block_step    a page must hold a multiple of so many tokens
     """
 
@@ -44,6 +47,11 @@ class Support:
     block_step: int = 1
     cache_dtypes: tuple[str, ...] = ("auto",)
     note: str = ""
+    bfloat16_from: tuple[int, int] | None = None
+
+    @property
+    def implemented(self) -> bool:
+        return bool(self.qualname)
 
     def reasons(self, platform: Platform, head_size: int, dtype: str, block_size: int, cache_dtype: str) -> list[str]:
         """Why it can't run there; empty if it can. Packages are not looked at: that takes an import."""
@@ -59,12 +67,18 @@ class Support:
             if not least <= platform.capability <= most:
                 wanted = f"SM {dotted(least)}" + (f" to {dotted(most)}" if most != least else "")
                 found.append(f"compute capability {dotted(platform.capability)}: needs {wanted}")
+        if (platform.kind == "cuda" and dtype == "bfloat16" and self.bfloat16_from
+                and platform.capability < self.bfloat16_from):
+            found.append(f"bfloat16 on compute capability {dotted(platform.capability)}: needs SM "
+                         f"{dotted(self.bfloat16_from)}")
         if platform.kind == "cuda" and self.cuda_version and platform.cuda_version < self.cuda_version:
             found.append(f"CUDA {dotted(platform.cuda_version)}: needs {dotted(self.cuda_version)} or newer")
         if block_size % self.block_step:
             found.append(f"pages of {block_size} tokens: takes multiples of {self.block_step}")
         if cache_dtype not in self.cache_dtypes:
             found.append(f"KV cache in {cache_dtype}: takes {' and '.join(self.cache_dtypes)}")
+        if not self.implemented:
+            found.append("this package has no implementation of it")
         return found
 
     def missing(self, installed: frozenset[str]) -> list[str]:
@@ -98,7 +112,7 @@ MATRIX = {row.name: row for row in (
             FLASH_HEADS, HALF, ((8, 0), ANY_SM), block_step=16,
             note="vLLM's build reads pages of 16; the others gather the pages first"),
     Support("FLEX_ATTENTION", f"{HERE}.flex_attention:FlexAttention", ("torch",), ("cuda", "rocm", "cpu"),
-            block_step=16,
+            block_step=16, bfloat16_from=(8, 0),
             note="PyTorch compiles a Triton kernel for the block table given as a mask"),
     Support("XFORMERS", f"{HERE}.xformers:XFormers", ("xformers",), ("cuda", "rocm"), range(32, 257, 8), HALF,
             ((8, 0), (9, 0)), block_step=16,
@@ -110,16 +124,17 @@ MATRIX = {row.name: row for row in (
             note="PyTorch's scaled_dot_product_attention, one sequence at a time"),
     Support("NAIVE", f"{HERE}.naive:NaiveBackend", ("torch",), ("cuda", "rocm", "cpu"),
             cache_dtypes=("auto", "fp8_e4m3"), note="softmax(q k^T / sqrt(d)) v as the textbook writes it"),
+    Support("FLASHINFER", "", ("flashinfer",), ("cuda",), (64, 128, 256, 512), HALF, ((8, 0), (12, 1)), None, 16,
+            ("auto", "fp8_e4m3"), "what vLLM takes on SM 10; its conditions are those of vLLM 0.33"),
 )}
 
-FLASH_ATTN = ("FLASH_ATTN_3", "FLASH_ATTN_4", "FLASH_ATTN_2")  # what the name FLASH_ATTN stands for, best first
+CACHE_DTYPES = tuple(dict.fromkeys(d for row in MATRIX.values() for d in row.cache_dtypes))
+FLASH_ATTN = tuple(name for name in MATRIX if name.startswith("FLASH_ATTN_"))  # what FLASH_ATTN stands for, best first
 
-ORDER = {  # Diagram 1's decision tree and Diagram 5's rows: who is asked first
-    "cuda": ("FLASH_ATTN_3", "FLASH_ATTN_4", "FLASH_ATTN_2", "FLEX_ATTENTION", "XFORMERS", "TRITON_ATTN", "SDPA",
-             "NAIVE"),
-    "rocm": ("TRITON_ATTN", "XFORMERS", "FLEX_ATTENTION", "SDPA", "NAIVE"),
-    "cpu": ("NAIVE", "SDPA", "FLEX_ATTENTION"),
-}
+FIRST = {"cuda": (), "rocm": ("TRITON_ATTN", "XFORMERS"), "cpu": ("NAIVE", "SDPA")}  # before the others, in row order
+ORDER = {  # Diagram 1's decision tree and Diagram 5's rows: who is asked, in turn
+    kind: (*FIRST[kind], *(name for name, row in MATRIX.items()
+                           if kind in row.platforms and row.implemented and name not in FIRST[kind])) for kind in KINDS}
 
 ALIASES = {"TRITON": "TRITON_ATTN"}  # the diagrams' spelling of vLLM's name
 

@@ -5,6 +5,7 @@ would be chosen on a GPU that they don't own.
 """
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import UserError
@@ -35,6 +36,13 @@ class Platform:
         if self.kind != "cuda" and (self.capability or self.cuda_version):
             raise UserError(f"compute capability and CUDA version belong to cuda, not to {self.kind}")
 
+    @property
+    def default_dtype(self) -> str:
+        """What a model computes in if nobody says: Triton has no bfloat16 below SM 8.0."""
+        if self.kind == "cpu":
+            return "float32"
+        return "float16" if self.kind == "cuda" and self.capability < (8, 0) else "bfloat16"
+
     def __str__(self) -> str:
         return f"cuda SM {dotted(self.capability)}, CUDA {dotted(self.cuda_version)}" if self.capability else self.kind
 
@@ -51,11 +59,11 @@ def this_machine(device: str = "auto") -> Platform:
 
 
 def version(text: str) -> tuple[int, int]:
-    """ "12.4" -> (12, 4), "9" -> (9, 0)."""
-    parts = text.split(".")
-    if not all(p.isdecimal() for p in parts):
+    """ "12.4" and "12.4.1" -> (12, 4), "9" -> (9, 0)."""
+    found = re.fullmatch(r"([0-9]{1,3})(?:\.([0-9]{1,3}))?(?:\.[0-9]{1,3})?", text)
+    if not found:
         raise UserError(f"{text!r} is no version: write it as 9.0 or 12.4")
-    return int(parts[0]), int(parts[1]) if len(parts) > 1 else 0
+    return int(found[1]), int(found[2] or 0)
 
 
 def dotted(pair: tuple[int, int]) -> str:

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from ..config import DTYPES
 from ..errors import UserError
-from .matrix import ALIASES, FLASH_ATTN, MATRIX, ORDER, Support
+from .matrix import ALIASES, CACHE_DTYPES, FLASH_ATTN, MATRIX, ORDER, Support
 from .platform import Platform, this_machine
 
 
@@ -54,8 +54,12 @@ def get_attn_backend(num_heads: int, head_size: int, dtype, block_size: int = 16
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     for what, value in (("number of heads", num_heads), ("head size", head_size), ("block size", block_size)):
+        if not isinstance(value, int):
+            raise UserError(f"the {what} must be a whole number, not {value!r}")
         if value < 1:
             raise UserError(f"the {what} must be at least 1, not {value}")
+    if cache_dtype not in CACHE_DTYPES:
+        raise UserError(f"unknown KV cache dtype {cache_dtype!r}; known: {', '.join(CACHE_DTYPES)}")
     platform = platform or this_machine()
     asked, source, word = force, "force", f"the program names {force}"  # priority 1
     if not asked:

@@ -20,6 +20,7 @@ from statistics import median
 
 import torch
 
+from ..attention.platform import this_machine
 from ..cost.collectives import calls_in_a_row
 from ..errors import RankError
 from ..parallel.bare import bare
@@ -41,7 +42,7 @@ def sweep(world, ops=OPS, sizes=None, dtype=None, link="as is", samples=30, with
     rounds  how often to go through all sizes, for a part of the samples each time; rows come in the last one
     """
     cuda = world.device.type == "cuda"
-    dtype = dtype or ("bfloat16" if cuda else "float32")
+    dtype = dtype or this_machine(world.device.type).default_dtype
     path_here, link_in_words = dial.DIAL[link].path, dial.describe(link, world.device.type)
     # the dial turns NCCL alone: our own algorithms would still take the GPUs' direct link
     algorithms = [algorithm for algorithm in world.all_reduces if link == "as is" or algorithm.name == world.backend]

@@ -18,7 +18,8 @@ def add_model_arguments(parser):
                         "(default: 1, or torchrun's)")
     parser.add_argument("--plan", choices=PLANS, default="shipped", help="shipped: heads stay on their rank; "
                         "as-drawn: q, k, v gathered, the output split again. Same logits")
-    parser.add_argument("--dtype", choices=DTYPES, default=None, help="default: float32 on CPU, bfloat16 on GPU")
+    parser.add_argument("--dtype", choices=DTYPES, default=None, help="default: float32 on CPU, bfloat16 on GPU "
+                        "(float16 below SM 8.0)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is a GPU")
     parser.add_argument("--backend", default=None, metavar="NAME", help="force an attention backend "
                         "(default: the selector's choice, see the command select)")
@@ -62,7 +63,12 @@ def check_names(args, config):
 
 
 def dtype(args) -> str:
-    return args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    """As asked, or what this machine computes in by default."""
+    if args.dtype or args.device != "cuda":
+        return args.dtype or "float32"
+    from ..attention.platform import this_machine
+
+    return this_machine().default_dtype
 
 
 def prompts(args, config) -> tuple[list[list[int]], object]:

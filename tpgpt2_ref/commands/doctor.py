@@ -78,7 +78,8 @@ def backends(device: str) -> dict[str, dict]:
     from ..attention.platform import this_machine
     from ..attention.selector import get_attn_backend
 
-    machine, dtype = this_machine(device), "bfloat16" if device == "cuda" else "float32"
+    machine = this_machine(device)
+    dtype = machine.default_dtype
     best = get_attn_backend(12, 64, dtype, platform=machine).backend
     rows = {}
     for name in MATRIX:

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tpgpt2_ref.attention.matrix import DIAGRAM_5, MATRIX, ORDER, PACKAGES
-from tpgpt2_ref.attention.platform import Platform
+from tpgpt2_ref.attention.platform import KINDS, Platform
 from tpgpt2_ref.attention.selector import get_attn_backend, resolve
 from tpgpt2_ref.commands import select
 from tpgpt2_ref.config import DTYPES
@@ -20,10 +22,15 @@ ALL = frozenset(PACKAGES)
 HOPPER = Platform("cuda", (9, 0), (12, 4), ALL)
 CPU = Platform("cpu", installed=ALL)
 
+words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), max_size=12)
+versions = st.from_regex(r"[0-9.x٣-]{0,6}", fullmatch=True) | words
 
-@pytest.fixture(autouse=True)
-def no_environment(monkeypatch):
-    monkeypatch.delenv("VLLM_ATTENTION_BACKEND", raising=False)
+
+@pytest.fixture(autouse=True, scope="module")
+def no_environment():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VLLM_ATTENTION_BACKEND", raising=False)
+        yield
 
 
 def choose(platform=HOPPER, head_size=64, dtype="float16", **more):
@@ -89,7 +96,9 @@ def test_flash_attn_means_the_best_one_of_the_machine():
 @pytest.mark.parametrize("ask, message", [
     ({"force": "FLASH_ATTN", "platform": CPU}, "FLASH_ATTN_2: runs on cuda"),
     ({"force": "XFORMERS", "dtype": "float32"}, "dtype float32"),
-    ({"force": "FLASHINFER"}, "known: FLASH_ATTN"),
+    ({"force": "FASTEST"}, "known: FLASH_ATTN"),
+    ({"cache_dtype": "int4"}, "unknown KV cache dtype 'int4'; known: auto"),
+    ({"head_size": 64.0}, "head size must be a whole number"),
     ({"dtype": "int8"}, "unknown dtype"),
     ({"head_size": 0}, "at least 1"),
 ])
@@ -105,8 +114,39 @@ def test_platforms_are_checked():
 
 
 def test_every_backend_of_the_matrix_resolves_to_its_class():
-    assert {name: resolve(name).name for name in MATRIX} == {name: name for name in MATRIX}
-    assert set().union(*ORDER.values()) == set(MATRIX)
+    ours = {name for name, row in MATRIX.items() if row.implemented}
+    assert {name: resolve(name).name for name in ours} == {name: name for name in ours}
+    assert set().union(*ORDER.values()) == ours
+    assert ORDER["rocm"][:2] == ("TRITON_ATTN", "XFORMERS") and ORDER["cpu"][0] == "NAIVE"
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_bfloat16_waits_for_ampere_and_flashinfer_for_an_implementation(capability):
+    machine = Platform("cuda", capability, (12, 9), ALL)
+    old = capability < (8, 0)
+    assert machine.default_dtype == ("float16" if old else "bfloat16")
+    choice = choose(machine, dtype="bfloat16")
+    assert (choice.backend == "SDPA") == old  # of what takes a capability of 7, SDPA alone has bfloat16 without Triton
+    assert ("needs SM 8.0" in choice.rejected["FLEX_ATTENTION"][0]) == old
+    assert choice.rejected["FLASHINFER"][-1] == "this package has no implementation of it"
+    assert choose(machine, dtype="float16").backend == ("FLEX_ATTENTION" if old else choice.backend)
+    with pytest.raises(UserError, match="FLASHINFER: .*no implementation"):
+        choose(machine, force="FLASHINFER")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fixed_dictionaries({
+    "platform": st.none() | st.sampled_from(KINDS) | words, "capability": st.none() | versions,
+    "cuda_version": st.none() | versions, "installed": st.none() | words | st.sampled_from(["all", "none,triton"]),
+    "head_size": st.integers(), "dtype": words | st.sampled_from(DTYPES), "block_size": st.none() | st.integers(),
+    "cache_dtype": st.sampled_from(["auto", "fp8"]) | words, "force": st.none() | words | st.sampled_from([*MATRIX])}))
+def test_whatever_is_asked_is_answered_or_refused_in_one_line(query):
+    try:
+        answer = select.ours(Namespace(version=None, **query))
+        assert MATRIX[answer["backend"]].implemented
+        assert answer["rejected"].keys() == MATRIX.keys() - {answer["backend"]}
+    except UserError as e:
+        assert str(e) and "\n" not in str(e)
 
 
 def run(code_or_args, **env):

@@ -15,8 +15,10 @@ class TritonAttention(AttentionBackend):
 
     @classmethod
     def load(cls):
-        import_package("triton")
-        return import_package("tpgpt2_ref.attention.backends.triton_kernel")
+        import_package("triton")  # says what is missing
+        from . import triton_kernel
+
+        return triton_kernel
 
     def build(self, meta):
         """Room for the parts of a split decode step; nothing for a prefill."""

@@ -63,7 +63,7 @@ def selection() -> dict:
         return {"first": found.start, "last": found[-1], "step": found.step} if isinstance(found, range) else found
 
     rows = [{**{k: v for k, v in asdict(row).items() if k != "qualname"}, "head_sizes": sizes(row.head_sizes),
-             "install": row.install} for row in matrix.MATRIX.values()]
+             "install": row.install, "implemented": row.implemented} for row in matrix.MATRIX.values()]
     return {"gpus": GPUS, "kinds": KINDS, "packages": matrix.PACKAGES, "matrix": rows, "order": matrix.ORDER,
             "flash_attn": matrix.FLASH_ATTN, "aliases": matrix.ALIASES}
 

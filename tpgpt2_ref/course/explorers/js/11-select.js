@@ -4,10 +4,10 @@
   const notAfter = (a, b) => !T.before(b, a);
 
   function version(text) {
-    const parts = text.split(".");
-    if (!parts.every((p) => /^\d+$/.test(p))) {
+    if (!/^[0-9]{1,3}(\.[0-9]{1,3}){0,2}$/.test(text)) {
       throw new T.UserError(`'${text}' is no version: write it as 9.0 or 12.4`);
     }
+    const parts = text.split(".");
     return [Number(parts[0]), parts.length > 1 ? Number(parts[1]) : 0];
   }
 
@@ -69,6 +69,10 @@
         found.push(`compute capability ${dotted(platform.capability)}: needs SM ${dotted(least)}${to}`);
       }
     }
+    if (platform.kind === "cuda" && q.dtype === "bfloat16" && row.bfloat16_from
+      && T.before(platform.capability, row.bfloat16_from)) {
+      found.push(`bfloat16 on compute capability ${dotted(platform.capability)}: needs SM ${dotted(row.bfloat16_from)}`);
+    }
     if (platform.kind === "cuda" && row.cuda_version && T.before(platform.cuda_version, row.cuda_version)) {
       found.push(`CUDA ${dotted(platform.cuda_version)}: needs ${dotted(row.cuda_version)} or newer`);
     }
@@ -78,6 +82,7 @@
     if (!row.cache_dtypes.includes(q.cache_dtype)) {
       found.push(`KV cache in ${q.cache_dtype}: takes ${row.cache_dtypes.join(" and ")}`);
     }
+    if (!row.implemented) found.push("this package has no implementation of it");
     if (!found.length && !row.packages.includes("torch") && !row.packages.some((p) => platform.installed.includes(p))) {
       found.push(`package ${row.packages.join(" or ")} is not installed: ${row.install}`);
     }
