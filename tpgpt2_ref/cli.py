@@ -16,7 +16,7 @@ from .errors import RankError, UserError
 from .parallel.launch import check_size, gpu_count, launch
 from .parallel.torchrun import torchrun_env
 
-COMMANDS = ("generate", "logits", "doctor", "select", "trace", "bench", "cost")
+COMMANDS = ("generate", "logits", "doctor", "select", "claims", "trace", "bench", "cost")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -106,8 +106,8 @@ def test_contributing_lists_every_floor():
 WITHOUT_TORCH = ("config", "errors", "request", "trace", "attention.platform", "attention.matrix", "attention.selector",
                  "cost.collectives", "cost.forward", "recorded.machine", "recorded.nvml", "recorded.results",
                  "recorded.samples", "bench.dial", "parallel.launch", "parallel.all_reduce",
-                 "parallel.all_reduce.push_model", "attention.vllm_rules", "course.diagrams", "commands.arguments",
-                 "commands.bench", "cli")
+                 "parallel.all_reduce.push_model", "attention.vllm_rules", "course.diagrams", "course.claims",
+                 "course.judge", "commands.arguments", "commands.bench", "cli")
 
 
 def test_imports_without_torch():
