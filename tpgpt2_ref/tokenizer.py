@@ -18,14 +18,14 @@ from pathlib import Path
 
 from .config import FAMILY
 from .errors import UserError
-from .files import field, read_json, shown
+from .files import field, read_json, read_text, shown
 from .weights import find_folder
 
 # GPT-2 numbers the printable bytes first: id 0 is "!", 93 "~", then "¡" and on; space is 220.
 BYTE_OF_ID = bytes([*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100),
                     *range(0x21), *range(0x7F, 0xA1), 0xAD])
 ID_OF_BYTE = bytes(BYTE_OF_ID.index(byte) for byte in range(256))
-# In a byte-level vocabulary a token is written with one letter a byte: a printable byte as itself, the others U+0100 on.
+# A byte-level vocabulary writes a token with one letter a byte: a printable byte as itself, the others from U+0100 on.
 BYTE_OF_LETTER = {chr(byte if i < 188 else 0x100 + i - 188): byte for i, byte in enumerate(BYTE_OF_ID)}
 
 END = "<|endoftext|>"
@@ -101,9 +101,11 @@ def load_tokenizer(model: str, vocab_size: int) -> ByteTokenizer | BPETokenizer 
 
 def load_bpe(folder: Path) -> BPETokenizer | None:
     """The BPE that lies in a folder, with its added tokens; None where there is none."""
-    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if not whole.exists() and not (vocab.exists() and merges.exists()):
+    whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
+    if not whole.exists() and not all(part.exists() for part in parts):
         return None
+    for part in parts if not whole.exists() else []:
+        read_text(part)  # `tokenizers` opens it by itself, whatever it is
     try:
         from tokenizers import AddedToken
     except ImportError as e:
@@ -112,7 +114,7 @@ def load_bpe(folder: Path) -> BPETokenizer | None:
     stored = read_json(whole) if whole.exists() else None
     settings = _read_if_there(folder / "tokenizer_config.json")
     try:
-        bpe = _pipeline(stored, vocab, merges, settings)
+        bpe = _pipeline(folder, stored, settings)
         numbered, named, extra = _tokens(folder, stored, settings)
         known = {*(token.content for token in bpe.get_added_tokens_decoder().values()),
                  *(token.content for token in numbered)}
@@ -136,7 +138,7 @@ def _read_if_there(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def _pipeline(stored: dict | None, vocab: Path, merges: Path, settings: dict):
+def _pipeline(folder: Path, stored: dict | None, settings: dict):
     """The `tokenizers.Tokenizer` of a folder, still without added tokens.
 
     A tokenizer_config.json that names another class than GPT-2's gets its tokenizer.json as it is. For GPT-2's, as
@@ -145,14 +147,14 @@ def _pipeline(stored: dict | None, vocab: Path, merges: Path, settings: dict):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     if stored is None:
-        bpe = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+        bpe = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     elif settings.get("tokenizer_class", "GPT2Tokenizer") not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
         return Tokenizer.from_str(json.dumps(stored))
     else:
-        model = field(stored, "model", dict, "tokenizer.json")
-        pairs = field(model, "merges", list, "tokenizer.json: model")
+        model = field(stored, "model", dict, folder / "tokenizer.json")
+        pairs = field(model, "merges", list, folder / "tokenizer.json", "model.")
         pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in pairs]
-        bpe = Tokenizer(models.BPE(field(model, "vocab", dict, "tokenizer.json: model"), pairs))
+        bpe = Tokenizer(models.BPE(field(model, "vocab", dict, folder / "tokenizer.json", "model."), pairs))
         bpe.post_processor = Tokenizer.from_str(json.dumps({**stored, "added_tokens": [], "model": {
             **model, "vocab": {}, "merges": []}})).post_processor
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))

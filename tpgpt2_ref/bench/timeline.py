@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 
 from ..errors import RankError
+from ..files import write_whole
 from ..parallel.collectives import barrier, gather_objects
 from ..trace import Trace, now
 from .stopwatch import captured, microseconds
@@ -247,9 +248,7 @@ def perfetto(timeline: dict) -> dict:
 
 def export(timeline: dict, path: str) -> None:
     """Write `perfetto(timeline)`, whole or not at all."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(perfetto(timeline)))
-    part.replace(path)
+    write_whole(path, json.dumps(perfetto(timeline)))
 
 
 def _end(rows: list[dict]) -> float:

@@ -123,8 +123,9 @@ def test_a_broken_tokenizer_is_named(tmp_path, text):
         load_tokenizer(str(tmp_path), 257)
 
 
-ODD = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), lambda inner: st.lists(
-    inner, max_size=2) | st.dictionaries(st.sampled_from(["content", "special", "pad_token", "x"]), inner), max_leaves=4)
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.sampled_from(["content", "special", "pad_token", "x"]), inner), max_leaves=4)
 KEYS = st.sampled_from(["added_tokens_decoder", "pad_token", "additional_special_tokens", "extra_special_tokens",
                         "add_prefix_space", "add_bos_token", "bos_token", "tokenizer_class"])
 
