@@ -52,13 +52,13 @@ def read_json(path: Path | str, kind: type = dict):
     return document
 
 
-def field(holder: dict, name: str, kind, where: Path | str, place: str = "", **default):
-    """holder[name], which must be of that kind: int, float (whole or not, finite), str, bool, list, dict, or several.
+def field(holder: dict | list, name: str | int, kind, where: Path | str, place: str = "", **default):
+    """holder[name], a field of an object or an item of a list, which must be of that kind: int, float (whole or not, finite), str, bool, list, dict, or several.
 
     where    the file; place: where in it, such as "rows[3]."; so the message names them
     default  `default=VALUE` is returned where the field is missing; without it, that is an error
     """
-    if name not in holder:
+    if name not in (holder if isinstance(holder, dict) else range(len(holder))):
         if default:
             return default["default"]
         raise UserError(f"{where}: {place}{name} is missing")

@@ -65,7 +65,10 @@ class Run:
 
 def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None) -> Path:
     """Write folder/<machine>/<name>.json, whole or not at all; samples (one list a row) go beside it in raw/."""
-    return write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
+    path = write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
+    if samples is None:
+        (path.parent / "raw" / path.name).unlink(missing_ok=True)  # an earlier run's are not this one's
+    return path
 
 
 def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) -> Path:
@@ -75,10 +78,9 @@ def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) 
     if samples is not None and len(samples) != len(run.rows):
         raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
     _write(path, document, run.rows)
-    raw = path.parent / "raw" / path.name  # an earlier run's stay: `load_samples` knows them by their date
     if samples is not None:
         head = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
-        _write(raw, head, [{"us": [round(x, 3) for x in s]} for s in samples])
+        _write(path.parent / "raw" / path.name, head, [{"us": [round(x, 3) for x in s]} for s in samples])
     return path
 
 
@@ -97,11 +99,15 @@ def load(path: Path | str) -> Run:
 def load_samples(path: Path | str) -> list[list[float]]:
     """The samples behind each row of that file. Raises UserError if there are none, or another run's."""
     raw, run = Path(path).parent / "raw" / Path(path).name, load(path)
-    document = read_json(raw)
-    samples = [field({"row": row}, "row", dict, raw, "a ").get("us") for row in field(document, "rows", list, raw)]
-    for i, times in enumerate(samples):
-        for time in field({"us": times}, "us", list, raw, f"rows[{i}]."):
-            field({"us": time}, "us", float, raw, f"a time of rows[{i}].")
+    try:
+        document = read_json(raw)
+        rows = field(document, "rows", list, raw)
+        samples = [field(field(rows, i, dict, raw, "row "), "us", list, raw, f"rows[{i}].") for i in range(len(rows))]
+        for i, times in enumerate(samples):
+            for k in range(len(times)):
+                field(times, k, float, raw, f"rows[{i}].us, number ")
+    except UserError as e:
+        raise UserError(f"cannot read the samples of {path} ({e}): record it again") from e
     if (document.get("recorded_at"), len(samples)) != (run.recorded_at, len(run.rows)):
         raise UserError(f"the samples in {raw} are not those of {path}: record it again")
     return samples
