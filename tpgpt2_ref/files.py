@@ -53,8 +53,9 @@ def read_json(path: Path | str, kind: type = dict):
 
 
 def field(holder: dict | list, name: str | int, kind, where: Path | str, place: str = "", **default):
-    """holder[name], a field of an object or an item of a list, which must be of that kind: int, float (whole or not, finite), str, bool, list, dict, or several.
+    """holder[name], a field of an object or an item of a list, which must be of that kind, or of one of several.
 
+    kind     int, float (whole or not, finite), str, bool, list, dict
     where    the file; place: where in it, such as "rows[3]."; so the message names them
     default  `default=VALUE` is returned where the field is missing; without it, that is an error
     """
