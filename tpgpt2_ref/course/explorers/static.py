@@ -105,6 +105,9 @@ def cost_figure(initial: dict) -> str:
 
 def prediction_figure(initial: dict) -> str:
     unit = f" {initial['unit']}" if initial.get("unit") else ""
+    if "ask" in initial:  # [kind, query, field]: the answer is computed
+        kind, query, field = initial["ask"]
+        initial = {**initial, "answer": {"collective": collective, "heads": heads}[kind](query)[field]}
     return (f"<p><strong>{escape(str(initial.get('question', '')))}</strong></p><details><summary>The answer</summary>"
             f"{escape(format(initial.get('answer', 0), ',g'))}{escape(unit)}</details>")
 

@@ -6,7 +6,7 @@ tpgpt2.explorers.selector = function (root, initial) {
     words && h("span", { class: "tpx-why" }, words));
 
   function query(state) {
-    const { gpu, installed, ...rest } = state;
+    const { gpu, installed: checked, version, ...rest } = state, installed = checked.filter((p) => p in packages);
     return { ...gpus[gpu], ...rest, installed: installed.length ? installed.join(",") : "none",
       environment: state.environment || null, force: state.force || null };
   }
@@ -44,19 +44,27 @@ tpgpt2.explorers.selector = function (root, initial) {
       h("ol", { class: "tpx-path" }, made));
   }
 
-  function theirs(version, q) {
-    let said;
-    try {
-      said = T.selectAs(version, q);
-    } catch (e) {
-      if (!(e instanceof T.UserError)) throw e;
-      return { version, backend: null, made: [box("refused", "refused", e.message)], why: e.message };
-    }
-    return { version, backend: said.backend, why: said.why, made: T.explorers.selector.boxes(said, box) };
+  // That vLLM's path: whose word it was, what was asked and refused, what runs, what would come later
+  function theirs(version, state) {
+    const { platform, capability } = gpus[state.gpu], { vllm } = T.data;
+    const said = T.select_as(version, { platform, capability: capability ? Math.round(10 * Number(capability)) : null,
+      head_size: state.head_size, dtype: state.dtype, cache_dtype: state.cache_dtype, block_size: state.block_size,
+      program: state.force || null, env: state.environment || null,
+      installed: state.installed.filter((name) => vllm.packages.includes(name)) });
+    const { backend, flash_version: flash, by, at, rejected, lower, notes, error } = said;
+    const name = backend && flash ? `${backend} (FlashAttention ${flash})` : backend;
+    const made = [box("lit", { platform: "The platform decides", force: "The program decides",
+      environment: "VLLM_ATTENTION_BACKEND decides" }[by] || `Named in the ${by}`, at && `as ${at} says`),
+    notes.map((note) => box("passed", "Note", note)),
+    Object.entries(rejected).map(([n, why]) => box("refused", n, why.join("; "))),
+    backend && box("chosen", name, error ? `chosen, and then: ${error}` : "runs"),
+    !backend && box("refused", "Refused", error), lower.map((n) => box("unasked", n, "could run too, comes later"))];
+    return { version, name, error, made };
   }
 
   function draw(state) {
-    const q = query(state), ours = path(q), versions = (T.data.vllm_shown || []).map((v) => theirs(v, q));
+    const q = query(state), ours = path(q), all = Object.keys(T.data.vllm.versions);
+    const versions = [...new Set([state.version, all.at(-1)])].map((v) => theirs(v, state));
     const refused = ours.answer ? Object.entries(ours.answer.rejected).filter(([, why]) =>
       !why[0].startsWith("comes after")) : [];
     const name = (n) => h("strong", {}, n);
@@ -64,11 +72,13 @@ tpgpt2.explorers.selector = function (root, initial) {
       versions.map((v) => column(`vLLM ${v.version}`, v.made))),
     answer: [h("p", {}, ours.answer ? ["This book: ", name(ours.answer.backend), ` — ${ours.answer.why}.`]
       : [h("strong", { class: "tpx-is-wrong" }, "Nothing runs. "), ours.error]),
-    versions.map((v) => h("p", {}, `vLLM ${v.version}: `, name(v.backend || "refuses"), v.why ? ` — ${v.why}` : "")),
+    versions.map((v) => h("p", {}, `vLLM ${v.version}: `, v.name ? name(v.name) : h("strong", { class: "tpx-is-wrong" },
+      "refuses"), v.error ? ` — ${v.error}.` : ".")),
     ours.answer && refused.length > 0 && h("details", {}, h("summary", {}, `${refused.length} of the others can't run here`),
       h("ul", {}, refused.map(([n, why]) => h("li", {}, name(n), `: ${why.join("; ")}`)))) ] };
   }
 
+  const every = [...new Set([...Object.keys(packages), ...T.data.vllm.packages])];
   const names = ["FLASH_ATTN", ...matrix.map((r) => r.name), ...Object.keys(aliases)];
   return T.panel(root, { title: "Selector: which kernel runs, and why not the others?", draw, answerFirst: true, controls: [
     { key: "gpu", kind: "choice", label: "GPU", options: Object.keys(gpus).map((g) => [g, gpus[g].capability
@@ -82,7 +92,8 @@ tpgpt2.explorers.selector = function (root, initial) {
     { key: "environment", kind: "choice", label: "VLLM_ATTENTION_BACKEND", options: [["", "not set"],
       ...names.map((n) => [n, n])] },
     { key: "force", kind: "choice", label: "Force override", options: [["", "None"], ...names.map((n) => [n, n])] },
-    { key: "installed", kind: "checks", label: "Installed packages", options: Object.keys(packages).map((p) => [p, p]) },
+    { key: "version", kind: "choice", label: "Beside vLLM", options: Object.keys(T.data.vllm.versions).map((v) => [v, v]) },
+    { key: "installed", kind: "checks", label: "Installed packages", options: every.map((p) => [p, p]) },
   ] }, { gpu: "H100, H200", dtype: "float16", head_size: 64, cache_dtype: "auto", block_size: 16, environment: "",
-    force: "", installed: Object.keys(packages), ...initial });
+    force: "", installed: every, version: Object.keys(T.data.vllm.versions)[0], ...initial });
 };

@@ -27,7 +27,8 @@
   T.isRight = (said, answer, tolerance) => Math.abs(said - answer) <= tolerance * (Math.abs(answer) || 1) * (1 + 1e-9);
 
   T.explorers.prediction = function (root, initial) {
-    const { key, question, unit = "", answer, tolerance = 0.1 } = initial, name = `tpx-${key}`;
+    const { key, question, unit = "", tolerance = 0.1, ask } = initial, name = `tpx-${key}`;
+    const answer = ask ? T[ask[0]](ask[1])[ask[2]] : initial.answer; // ["collective", query, "steps"]: computed here
     const say = (n) => `${T.number(n, Math.abs(n) < 10 ? 2 : Math.abs(n) < 100 ? 1 : 0)}${unit ? ` ${unit}` : ""}`;
     const said = h("div", { class: "tpx-answer", "aria-live": "polite" });
     const card = h("section", { class: "tpx tpx-prediction", "aria-label": "Prediction" }), input = h("input",
