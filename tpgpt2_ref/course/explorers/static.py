@@ -45,7 +45,7 @@ def heads_figure(initial: dict) -> str:
             middle = (h + 0.5) * found["head_size"]
             rank = next(r["rank"] for r in found["ranks"] if r[name][0] <= middle < r[name][1])
             rows.append(f'<rect x="{20 + h * wide:.1f}" y="{y}" width="{wide - 1:.1f}" height="26" '
-                        f'fill="var(--tpx-rank-{rank % 8})"><title>head {h}: rank {rank}</title></rect>')
+                        f'fill="var(--tp-rank-{rank % 8})"><title>head {h}: rank {rank}</title></rect>')
     said = f"{len(found['parted'])} of {found['heads']} heads are parted" if found["parted"] else "no head is parted"
     label = f"c_attn's columns of {found['gpt2']} over {found['tp']} ranks, {found['cut']}: {said}"
     return (f'<svg viewBox="0 0 624 112" role="img" aria-label="{label}" style="max-width:100%">{"".join(rows)}</svg>'

@@ -31,7 +31,7 @@
     return `${T.number(value, value < 10 ? 1 : 0)} ${["", "KiB", "MiB", "GiB"][power]}`;
   };
   T.us = (us) => (us >= 10000 ? `${T.number(us / 1000, 1)} ms` : `${T.number(us, us < 100 ? 1 : 0)} µs`);
-  T.rankColour = (r) => `var(--tpx-rank-${r % 8})`;
+  T.rankColour = (r) => `var(--tp-rank-${r % 8})`;
 
   // One control. spec: {key, kind, label, options: [[value, words]] or state => those, values, format, hidden}
   //   "choice" a list to choose from, "radio" a row of buttons, "slide" a slider over `values`, "checks" any of a few

@@ -37,7 +37,7 @@ tpgpt2.explorers.heads = function (root, initial) {
       "aria-label": `Columns of Q, K and V over ${heads} heads, by the rank that holds them. `
         + `${parted.length} heads are parted.` },
     svg("pattern", { id: "tpx-bad", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-      svg("rect", { width: 2.4, height: 6, fill: "var(--tpx-wrong)" })), shapes,
+      svg("rect", { width: 2.4, height: 6, fill: "var(--tp-wrong)" })), shapes,
     labels.map(([where, words]) => svg("text", where, words)));
     const range = ([start, stop], name) => (stop === start ? "none" : start === 0 && stop === d ? `all of ${name}`
       : `${start} to ${stop - 1}`);

@@ -51,7 +51,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
     return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "tpx-plot", role: "img",
       "aria-label": now ? `After step ${at}: ${now.what}` : `Before the call: each rank holds its own part of all ${n} chunks` },
     svg("marker", { id: "tpx-arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
-      svg("path", { d: "M0,0L8,4L0,8Z", fill: "var(--tpx-moving)" })), shapes, arrows);
+      svg("path", { d: "M0,0L8,4L0,8Z", fill: "var(--tp-moving)" })), shapes, arrows);
   }
 
   function recorded(state, width) {
@@ -70,7 +70,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
     for (const [algorithm, path] of Object.entries(PATHS)) {
       const mine = rows.filter((r) => r.path === path), on = algorithm === state.algorithm;
       if (!mine.length) continue;
-      const colour = on ? "var(--tpx-moving)" : "var(--tpx-missing)";
+      const colour = on ? "var(--tp-moving)" : "var(--tp-missing)";
       plot.line(mine.map((r) => [r.bytes, r.us_median]), { stroke: colour, "stroke-width": on ? 2.5 : 1.2 });
       if (on) mine.forEach((r) => plot.dot(r.bytes, r.us_median, { r: 2.6, fill: colour },
         `${path}, ${T.bytes(r.bytes)}: ${T.us(r.us_median)}`));

@@ -100,8 +100,8 @@ tpgpt2.explorers.timeline = function (root, initial, live) {
         + "in every layer."));
     }
     const tail = state.here ? h("p", { class: "tpx-caption" }, `Here: ${state.here}`) : null;
-    return { figure: [picture(t, made, at, width, longest), T.legend([["var(--tpx-computing)", "computing"],
-      ["var(--tpx-waiting)", "waiting for another rank"], ["var(--tpx-moving)", "moving: a collective"]]),
+    return { figure: [picture(t, made, at, width, longest), T.legend([["var(--tp-computing)", "computing"],
+      ["var(--tp-waiting)", "waiting for another rank"], ["var(--tp-moving)", "moving: a collective"]]),
     T.stepper(panel, "at", 5, "Stages T0 to T5"), table,
     h("p", { class: "tpx-caption" }, `Medians over ${t.layers} layers of ${t.model}, batch ${t.batch}, ${t.prompt_len} tokens, `
       + `${t.backend}. Recorded: ${t.label}. Gaps between kernels are left out.`), tail], answer: lines };

@@ -2,8 +2,8 @@
 tpgpt2.explorers.cost = function (root, initial, live) {
   const T = tpgpt2, { h, svg } = T;
   const BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], PARTS = ["weights", "cache", "kernels", "collectives"];
-  const COLOURS = { weights: "var(--tpx-weights)", cache: "var(--tpx-cache)", kernels: "var(--tpx-computing)",
-    collectives: "var(--tpx-moving)" };
+  const COLOURS = { weights: "var(--tpx-weights)", cache: "var(--tpx-cache)", kernels: "var(--tp-computing)",
+    collectives: "var(--tp-moving)" };
   const LINKS = { "": "the GPUs' own (NVLink)", "host-memory": "host memory", sockets: "sockets" };
   const slugs = Object.keys(T.data.machines);
   const worldOf = (slug) => Math.max(0, ...T.data.machines[slug].model.filter((r) => r.op === "decode").map((r) => r.world));
@@ -132,8 +132,8 @@ tpgpt2.explorers.cost = function (root, initial, live) {
     plot.line([[state.batch, 0], [state.batch, most]], { class: "tpx-mark" });
     recorded.forEach((r) => plot.dot(r.batch, r.times, { r: 4.5, class: "tpx-recorded" },
       `recorded, ${r.sum}, batch ${r.batch}: ${T.number(r.times)} times`));
-    return [plot.node, T.legend([["var(--tpx-ink)", "recorded", "dot"], ["var(--tpx-right)", "predicted, and the error it "
-      + "had on runs it was not fitted to", "line"], ["var(--tpx-missing)", "outside what was fitted", "line"]])];
+    return [plot.node, T.legend([["var(--tp-ink)", "recorded", "dot"], ["var(--tp-right)", "predicted, and the error it "
+      + "had on runs it was not fitted to", "line"], ["var(--tp-missing)", "outside what was fitted", "line"]])];
   }
 
   function draw(state, panel) {
