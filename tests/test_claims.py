@@ -15,8 +15,8 @@ from tpgpt2_ref.attention import vllm_rules
 from tpgpt2_ref.commands import claims as command
 from tpgpt2_ref.course import claims, judge
 from tpgpt2_ref.course.claims import ClaimError, ledger
-from tpgpt2_ref.course.diagrams import DIAGRAMS
 from tpgpt2_ref.notebook import Ranks
+from tpgpt2_ref.pictures.diagrams import DIAGRAMS
 
 BOOK = Path(__file__).parents[1] / "book"
 CLAIMS = list(ledger().values())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tpgpt2_ref.course import diagrams
+from tpgpt2_ref.pictures import diagrams
 
 PACKAGE = Path(diagrams.__file__).parents[1]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "tests" not in p.parts)
@@ -51,7 +51,8 @@ def test_torch_distributed_stays_behind_its_door():
 
 
 ORDER = [{"errors", "config", "trace", "noise", "request", "files"}, {"parallel", "attention", "kernels"}, {"gpt2"},
-         {"weights", "tokenizer", "checkpoints", "engine"}, {"recorded", "cost"}, {"bench"}, {"notebook", "course"},
+         {"weights", "tokenizer", "checkpoints", "engine"}, {"recorded", "cost"}, {"bench"},
+         {"notebook", "pictures", "figures"}, {"course"},
          {"commands", "cli"}]
 
 
@@ -106,7 +107,7 @@ def test_contributing_lists_every_floor():
 WITHOUT_TORCH = ("config", "errors", "request", "trace", "attention.platform", "attention.matrix", "attention.selector",
                  "cost.collectives", "cost.forward", "recorded.machine", "recorded.nvml", "recorded.results",
                  "recorded.samples", "bench.dial", "parallel.launch", "parallel.all_reduce",
-                 "parallel.all_reduce.push_model", "attention.vllm_rules", "course.diagrams", "course.claims",
+                 "parallel.all_reduce.push_model", "attention.vllm_rules", "pictures.diagrams", "course.claims",
                  "course.judge", "commands.arguments", "commands.bench", "cli")
 
 

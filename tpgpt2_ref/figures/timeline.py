@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from statistics import mean
 
-from ...bench.timeline import STAGES
-from ...notebook.palette import COMPUTING, MOVING, WAITING
-from ...notebook.style import RANK_COLOURS, show
-from ...recorded.results import Run
+from ..bench.timeline import STAGES
+from ..notebook.palette import COMPUTING, MOVING, WAITING
+from ..notebook.style import RANK_COLOURS, show
+from ..recorded.results import Run
 from . import rows
 
 GRAPH = {"decode": True, "prefill": False}  # the recorded ones: a decode step in a graph, a prefill launched one by one

@@ -1,9 +1,9 @@
 """Diagram 6: what a link carries one way, how much of it a collective uses, and when a faster one changes nothing."""
 from __future__ import annotations
 
-from ...notebook.palette import GREY, MOVING
-from ...notebook.style import show
-from ...recorded import results
+from ..notebook.palette import GREY, MOVING
+from ..notebook.style import show
+from ..recorded import results
 from . import rows
 
 LINKS = {"nccl": ("NVLink", rows.SHADES[2]), "nccl/host-memory": ("host memory", rows.SHADES[1]),
@@ -14,7 +14,7 @@ def one_way() -> None:
     """Each link's GB/s in one direction, and the diagram's figure beside it."""
     import matplotlib.pyplot as plt
 
-    from ...bench.dial import LIMITS
+    from ..bench.dial import LIMITS
 
     figure, ax = plt.subplots(figsize=(7.5, 2.9))
     for i, limit in enumerate(LIMITS):
@@ -36,7 +36,7 @@ def utilization() -> None:
     """NCCL's bus bandwidth over the link's one-way bandwidth, by bytes."""
     import matplotlib.pyplot as plt
 
-    from ...bench.dial import LIMITS
+    from ..bench.dial import LIMITS
 
     limit = next(x.one_way_gb_per_s for x in LIMITS if x.name.startswith("NVLink 4"))
     figure, ax = plt.subplots(figsize=(7.5, 3.4))

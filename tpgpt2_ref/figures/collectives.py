@@ -1,8 +1,8 @@
 """Diagram 3 and the page on push: what an all-reduce costs by its size, and by whom."""
 from __future__ import annotations
 
-from ...notebook.palette import GREY, MOVING
-from ...notebook.style import show
+from ..notebook.palette import GREY, MOVING
+from ..notebook.style import show
 from . import rows
 
 PATHS = {"nccl": (GREY, "--"), "two_shot": (rows.SHADES[1], ":"), "one_shot": (rows.SHADES[2], "-"),

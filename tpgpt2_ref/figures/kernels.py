@@ -1,9 +1,9 @@
 """Diagram 5: the support matrix from the selector's own data, and how far the kernels' results lie from the truth."""
 from __future__ import annotations
 
-from ...attention.matrix import MATRIX, listed
-from ...attention.platform import dotted
-from ...notebook.style import show
+from ..attention.matrix import MATRIX, listed
+from ..attention.platform import dotted
+from ..notebook.style import show
 from . import rows
 
 

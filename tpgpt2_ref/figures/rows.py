@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from html import escape
 
-from ...errors import UserError
-from ...notebook.palette import COLOURS
-from ...recorded import results
+from ..errors import UserError
+from ..notebook.palette import COLOURS
+from ..recorded import results
 
 TOKEN, BATCH, CUSTOM = 1536, 32 * 1536, 8 << 20  # bytes: a token of GPT-2 small in 16 bits; 32; where vLLM's own ends
 MARKS = {TOKEN: "one token", BATCH: "batch of 32", CUSTOM: "8 MiB"}

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from statistics import median
 
-from ...config import FAMILY
-from ...cost import collectives as model
-from ...cost import forward as steps
-from ...notebook.palette import GREY, MOVING
-from ...notebook.style import show
+from ..config import FAMILY
+from ..cost import collectives as model
+from ..cost import forward as steps
+from ..notebook.palette import GREY, MOVING
+from ..notebook.style import show
 from . import rows
 
 

@@ -1,10 +1,10 @@
 """What a decode step is made of: its time on one, two and four GPUs, its floor, the ladder, the break-even; prefill."""
 from __future__ import annotations
 
-from ...config import FAMILY
-from ...engine.ladder import LADDER
-from ...notebook.palette import GREY
-from ...notebook.style import show
+from ..config import FAMILY
+from ..engine.ladder import LADDER
+from ..notebook.palette import GREY
+from ..notebook.style import show
 from . import rows
 
 BATCHES = (1, 8, 64)

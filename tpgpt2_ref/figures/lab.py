@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import ast
 
-from ...config import FAMILY
-from ...cost import collectives as model
-from ...cost import forward as steps
-from ...notebook.style import show
-from ...recorded import results
+from ..config import FAMILY
+from ..cost import collectives as model
+from ..cost import forward as steps
+from ..notebook.style import show
+from ..recorded import results
 from . import rows
 
 # Written down before each measurement: a guess made of bytes and of one microsecond and a bit a kernel's end.
