@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import field, read_json, write_whole
 from .machine import commit, machine_card
 
 SCHEMA = 1
@@ -65,10 +64,7 @@ class Run:
 
 def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None) -> Path:
     """Write folder/<machine>/<name>.json, whole or not at all; samples (one list a row) go beside it in raw/."""
-    path = write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
-    if samples is None:
-        (path.parent / "raw" / path.name).unlink(missing_ok=True)  # an earlier run's are not this one's
-    return path
+    return write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
 
 
 def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) -> Path:
@@ -78,9 +74,11 @@ def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) 
     if samples is not None and len(samples) != len(run.rows):
         raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
     _write(path, document, run.rows)
+    raw = path.parent / "raw" / path.name
+    raw.unlink(missing_ok=True)  # those of an earlier run are not this one's
     if samples is not None:
         head = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
-        _write(path.parent / "raw" / path.name, head, [{"us": [round(x, 3) for x in s]} for s in samples])
+        _write(raw, head, [{"us": [round(x, 3) for x in s]} for s in samples])
     return path
 
 
@@ -92,7 +90,14 @@ def stamped(run: Run) -> Run:
 
 def load(path: Path | str) -> Run:
     """Read one file. Raises UserError naming the file and the field for anything that is not this schema."""
-    validate(document := read_json(path), path)
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text())
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is cut short or no JSON ({e}): record it again") from e
+    validate(document, path)
     return Run(**{k: v for k, v in document.items() if k != "schema"})
 
 
@@ -100,14 +105,10 @@ def load_samples(path: Path | str) -> list[list[float]]:
     """The samples behind each row of that file. Raises UserError if there are none, or another run's."""
     raw, run = Path(path).parent / "raw" / Path(path).name, load(path)
     try:
-        document = read_json(raw)
-        rows = field(document, "rows", list, raw)
-        samples = [field(field(rows, i, dict, raw, "row "), "us", list, raw, f"rows[{i}].") for i in range(len(rows))]
-        for i, times in enumerate(samples):
-            for k in range(len(times)):
-                field(times, k, float, raw, f"rows[{i}].us, number ")
-    except UserError as e:
-        raise UserError(f"cannot read the samples of {path} ({e}): record it again") from e
+        document = json.loads(raw.read_text())
+        samples = [row["us"] for row in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"cannot read the samples in {raw} ({type(e).__name__}): record {path} again") from e
     if (document.get("recorded_at"), len(samples)) != (run.recorded_at, len(run.rows)):
         raise UserError(f"the samples in {raw} are not those of {path}: record it again")
     return samples
@@ -133,16 +134,25 @@ def same_machine(runs: list[Run]) -> None:
 
 def validate(document, where) -> None:
     """Raise UserError for the first field that is not as the schema wants it."""
-    field(document, "schema", int, where)
+    def need(holder, field, kind, place):
+        if field not in holder:
+            raise UserError(f"{where}: {place}{field} is missing")
+        value = holder[field]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}: {place}{field} is {value!r}, which is no {_kind(kind)}")
+
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: no results file: it holds a {type(document).__name__}, not an object")
+    need(document, "schema", int, "")
     if document["schema"] != SCHEMA:
         raise UserError(f"{where}: schema is {document['schema']}, this version reads {SCHEMA}: record it again, "
                         "or use the version that wrote it")
-    for name, kind in (("name", str), ("machine", dict), ("recorded_at", str), ("commit", str), ("rows", list)):
-        field(document, name, kind, where)
+    for field, kind in (("name", str), ("machine", dict), ("recorded_at", str), ("commit", str), ("rows", list)):
+        need(document, field, kind, "")
     if extra := document.keys() - {"schema", "name", "machine", "recorded_at", "commit", "rows"}:
         raise UserError(f"{where}: {min(extra)} is no field of a results file")
-    for name, kind in MACHINE_FIELDS.items():
-        field(document["machine"], name, kind, where, "machine.")
+    for field, kind in MACHINE_FIELDS.items():
+        need(document["machine"], field, kind, "machine.")
     try:
         datetime.fromisoformat(document["recorded_at"])
     except ValueError as e:
@@ -152,10 +162,20 @@ def validate(document, where) -> None:
     for i, row in enumerate(document["rows"]):
         if not isinstance(row, dict):
             raise UserError(f"{where}: rows[{i}] is {row!r}, which is no object")
-        for name, kind in ROW_FIELDS.get(document["name"], {}).items():
-            field(row, name, kind, where, f"rows[{i}].")
-        for name in row:  # rows are flat
-            field(row, name, (int, float, str, bool, type(None)), where, f"rows[{i}].")
+        for field, kind in ROW_FIELDS.get(document["name"], {}).items():
+            need(row, field, kind, f"rows[{i}].")
+        for field, value in row.items():
+            if isinstance(value, (list, dict)):
+                raise UserError(f"{where}: rows[{i}].{field} is a {type(value).__name__}: rows are flat")
+            if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
+                raise UserError(f"{where}: rows[{i}].{field} is {value}, which is no finite number")
+
+
+def _kind(kind) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    words = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "object", list: "list",
+             type(None): "null"}
+    return words[float] if kinds == NUMBER else " or ".join(words[k] for k in kinds)
 
 
 def _write(path: Path, head: dict, rows: list[dict]) -> None:
@@ -166,4 +186,6 @@ def _write(path: Path, head: dict, rows: list[dict]) -> None:
         raise UserError(f"cannot write {path}: {e.strerror}") from e
     head = json.dumps({k: v for k, v in head.items() if k != "rows"}, indent=1)[:-2]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    write_whole(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    part = path.with_suffix(".part")
+    part.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
+    part.replace(path)

@@ -160,9 +160,9 @@ def test_samples_of_another_run_are_refused(tmp_path):
     (["--sizes", "huge"], "--sizes huge"), (["--tp", "1"], "at least 2 ranks"), (["--samples", "1"], "--samples"),
     (["--ops", "scatter"], "known: all_reduce"), (["--add"], "say --record too"),
 ])
-def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
+def test_mistakes_are_one_line_and_status_2(argv, word, capsys):
     assert main(["bench", "collectives", "--device", "cpu", *argv]) == 2
-    out, err = capfd.readouterr()
+    out, err = capsys.readouterr()
     assert word in err and err.count("\n") == 1 and not out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ...notebook.palette import css
 from .data import embedded
 
 HERE = Path(__file__).parent
@@ -23,5 +22,4 @@ def data_script() -> str:
 
 
 def style() -> str:
-    """The style sheet, with the book's palette: it stands alone in JupyterLab."""
-    return "".join(css(scope) for scope in (".tpx", ".tpx-static")) + (HERE / "explorers.css").read_text()
+    return (HERE / "explorers.css").read_text()

@@ -1,0 +1,87 @@
+"""`exercise(name)`: the task as a page shows it, with hints and the solution folded away.
+
+It is Markdown: in the built page the code is coloured and the formulas are set, and `<details>` folds in both places.
+"""
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+
+from . import progress
+from .catalogue import CATALOGUE, NEEDS, Entry, find
+
+
+def exercise(name: str) -> None:
+    """Display one exercise: what is asked, hints, a solution."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(markdown(find(name))))
+
+
+def markdown(entry: Entry) -> str:
+    task = entry.task
+    folds = [fold(f"Hint {i}", hint) for i, hint in enumerate(task.HINTS, 1)]
+    folds.append(fold("A solution", f"```python\n{solution(entry)}\n```"))
+    return "\n\n".join([f"**Exercise: {entry.title}** ({NEEDS[entry.needs]})", inspect.getdoc(task), *folds])
+
+
+def fold(title: str, text: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def start(entry: Entry) -> str:
+    """The starting cell's source."""
+    if hasattr(entry.task, "value"):
+        return f"{entry.function} = ..."
+    return renamed(entry.task.start, entry)
+
+
+def solution(entry: Entry) -> str:
+    if hasattr(entry.task, "value"):
+        return f"{entry.function} = {entry.task.solution()!r}"
+    text = renamed(entry.task.solution, entry)
+    return f"import torch\n\n\n{text}" if "torch." in text else text
+
+
+def renamed(function, entry: Entry) -> str:
+    """A task's function under the reader's name for it."""
+    text = textwrap.dedent(inspect.getsource(function)).strip()
+    return re.sub(rf"^def {function.__name__}\(", f"def {entry.function}(", text)
+
+
+class Score:
+    """Which exercises are solved and which patients were diagnosed: a table of the reader's own file."""
+
+    def __init__(self):
+        self.read = progress.read()
+
+    def rows(self) -> list[tuple[Entry, str]]:
+        def mark(name: str) -> str:
+            tries = progress.tries(name)
+            return "✓" if progress.solved(name) else f"{tries} tries" if tries else ""
+
+        return [(entry, mark(entry.name)) for entry in CATALOGUE]
+
+    def __repr__(self) -> str:
+        rows = [f"{mark:>9}  {entry.name:18}{entry.title}" for entry, mark in self.rows()]
+        return "\n".join([*rows, self.sum()])
+
+    def sum(self) -> str:
+        lab = [p for p in self.read["lab"].values() if isinstance(p, dict) and p.get("right") is True]
+        points = sum(p["points"] for p in lab if isinstance(p.get("points"), int))
+        solved = sum(progress.solved(e.name) for e in CATALOGUE)
+        return (f"{solved} of {len(CATALOGUE)} exercises solved; {len(lab)} patients diagnosed, {points} points. "
+                f"Kept in {progress.progress_file().name}, a file of your own.")
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td>{mark}</td><td>{escape(entry.title)}</td><td>{entry.chapter}</td></tr>"
+                       for entry, mark in self.rows())
+        return f"<table><tr><th></th><th>exercise</th><th>chapter</th></tr>{rows}</table><p>{escape(self.sum())}</p>"
+
+
+def score() -> Score:
+    """What the reader has done so far, as the last line of a cell shows it."""
+    return Score()

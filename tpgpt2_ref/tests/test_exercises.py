@@ -1,0 +1,194 @@
+"""Exercises: solutions pass, mistakes are named, cheats are rejected, and what never returns is ended."""
+import inspect
+import itertools
+import json
+import linecache
+import textwrap
+import time
+
+import pytest
+
+from tpgpt2_ref.cli import main
+from tpgpt2_ref.course.exercises import progress
+from tpgpt2_ref.course.exercises.catalogue import CATALOGUE, NEEDS, find
+from tpgpt2_ref.course.exercises.grader import check, own_ranks
+from tpgpt2_ref.course.exercises.show import markdown, solution, start
+from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.parallel.launch import gpu_count
+
+ROOM = "tpgpt2_ref.course.exercises"
+numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def own_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("TPGPT2_PROGRESS", str(tmp_path / "reader" / "progress.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_rank_is_left():
+    yield
+    if own_ranks.cache_info().currsize:
+        own_ranks(3).close()
+        own_ranks.cache_clear()
+
+
+def define(text: str):
+    """What the reader's cell defines: its last function, whose source can be read, as in a notebook."""
+    text = textwrap.dedent(text)
+    file = f"<cell {next(numbers)}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    names = {}
+    exec("import torch\nimport math", names)
+    exec(compile(text, file, "exec"), names)
+    return list(names.values())[-1]
+
+
+def answer_of(function, entry):
+    """A task's own function, or the value that it stands for."""
+    return function() if hasattr(entry.task, "value") else function
+
+
+def test_there_is_an_exercise_for_every_chapter_that_teaches_one():
+    assert len(CATALOGUE) >= 16 and len({e.name for e in CATALOGUE}) == len(CATALOGUE)
+    assert {e.chapter for e in CATALOGUE} == {
+        "quickstart", "why_split", "backend_selection", "qkv_split", "collectives", "push", "timeline",
+        "decision_matrix", "links", "cost_analysis", "decode", "hangs"}
+    assert {e.needs for e in CATALOGUE} <= NEEDS.keys()
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
+def test_the_solution_that_folds_out_is_right_and_the_starting_cell_waits(entry):
+    waits = check(entry.name, define(start(entry)))
+    assert not waits and "starting cell" in waits.message
+    assert entry.name not in progress.read()["exercises"]  # no try yet
+    verdict = check(entry.name, define(solution(entry)))
+    assert verdict, verdict.message
+    assert verdict.message.startswith(entry.task.RIGHT) and progress.solved(entry.name)
+
+
+MISTAKES = [(e, m) for e in CATALOGUE for m in e.task.MISTAKES]
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
+def test_typical_mistakes_are_named(entry):
+    assert len(set(entry.task.MISTAKES.values())) >= 2
+    for mistake, words in entry.task.MISTAKES.items():
+        for _ in range(2 if entry.needs != "ranks" else 1):
+            verdict = check(entry.name, answer_of(mistake, entry))
+            said = words.split("{")[0]
+            assert not verdict and verdict.message.startswith(said), (mistake.__name__, verdict.message)
+
+
+@pytest.mark.parametrize("name, answer, words", [
+    ("qkv-slice", "def f(w, r, n):\n    s = w.shape[1] // n\n    return w[:, r * s:(r + 1) * s]",
+     "all of Q and half of K"),
+    ("qkv-slice", "def f(w, r, n):\n    return w[:, : w.shape[1] // n]", "Rank 0 gets|all of Q|rank 0's columns"),
+    ("busbw", "def f(op, b, us, n):\n    return b * 1e-9 / (us * 1e-6)", "algorithm bandwidth"),
+    ("busbw", "def f(op, b, us, n):\n    return b / us", "times the right answer"),
+    ("first-mismatch", "def f(a, b):\n    return [x == y for x, y in zip(a, b)].index(False)", "raises ValueError"),
+    ("padded-rows", "def f(v, n):\n    return str(v)", "gives '257'"),
+    ("padded-rows", "def f(v):\n    return v", "takes 1 argument"),
+    ("padded-rows", "def f(v, n):\n    pass\n    return None", "returns None"),
+    ("decode-attention", "def f(q, c, t, s):\n    return q", "input `q` unchanged"),
+    ("decode-attention", "def f(q, c, t, s):\n    return 0 * q", "all zeros"),
+    ("bias-once", "def f(x, w, b, r, s):\n    y = x @ w\n    y += b\n    return s(y)",
+     "too large by 3 - 1 times the bias"),
+    ("all-gather", "def f(x, r, n, e):\n    return helper(x)", "put imports and helpers inside"),
+    ("ring-all-reduce", "def f(x, r, n, e):\n    return x", "input `x` unchanged|Rank 0"),
+    ("kv-shards", "def f(q, k, v, g):\n    return torch.zeros_like(q)", "all zeros"),
+])
+def test_what_a_reader_is_told(name, answer, words):
+    verdict = check(name, define(answer))
+    assert not verdict and any(w in verdict.message for w in words.split("|")), verdict.message
+
+
+@pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
+def test_cheats_are_rejected(entry):
+    """An answer that gives back its input, zeros, or what was right the first time."""
+    if hasattr(entry.task, "value"):
+        assert not check(entry.name, 0) and not check(entry.name, "")
+        return
+    names = list(inspect.signature(entry.task.start).parameters)
+    arguments, zero = ", ".join(names), "0" if entry.needs == "nothing" else f"torch.zeros_like({names[0]})"
+    assert not check(entry.name, define(f"def f({arguments}):\n    return {names[0]}"))
+    assert not check(entry.name, define(f"def f({arguments}):\n    return {zero}"))
+    text = textwrap.indent(inspect.getsource(entry.task.solution), "    ")
+    assert not check(entry.name, define(
+        f"def f({arguments}, seen=[]):\n    import torch\n{text}\n    if not seen:\n"
+        f"        seen.append(solution({arguments}))\n    return seen[0]"))
+
+
+def test_inputs_are_fresh_on_every_try():
+    seen = []
+    for _ in range(2):
+        check("busbw", lambda op, nbytes, microseconds, n: seen.append(microseconds))
+    assert len(set(seen)) == len(seen) == 8  # four operations, twice
+
+
+def test_an_answer_that_never_returns_is_ended():
+    begin = time.monotonic()
+    verdict = check("padded-rows", define("def f(vocab, n):\n    while True:\n        try:\n            n += 1\n"
+                                          "        except Exception:\n            pass"), deadline=0.5)
+    assert not verdict and "did not return within 0.5 s" in verdict.message and time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("body", ["while True:\n        pass", "return exchange(x, rank - 1, rank - 1) if rank else x"],
+                         ids=["a loop", "a rank that waits for nobody"])
+def test_ranks_are_fresh_after_an_answer_that_never_returns(body):
+    begin = time.monotonic()
+    verdict = check("all-gather", define(f"def f(x, rank, n, exchange):\n    {body}"), deadline=2)
+    assert not verdict and "did not return within 2 s" in verdict.message
+    assert time.monotonic() - begin < 25
+    assert check("all-gather", find("all-gather").task.solution)
+
+
+def test_an_unknown_name_is_a_users_mistake():
+    with pytest.raises(UserError, match="no exercise 'qkv'; there are: padded-rows"):
+        check("qkv", None)
+
+
+def test_progress_survives_a_broken_file_and_a_folder_that_is_none(monkeypatch, tmp_path):
+    progress.attempt("busbw", False), progress.attempt("busbw", True), progress.attempt("busbw", False)
+    assert progress.read()["exercises"]["busbw"] == {"tries": 3, "right": True}
+    progress.progress_file().write_text('{"exercises": [1], "lab": {"1": 2}')
+    assert progress.read() == {"exercises": {}, "lab": {}} and progress.tries("busbw") == 0
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TPGPT2_PROGRESS", str(tmp_path / "file" / "progress.json"))
+    assert check("padded-rows", find("padded-rows").task.solution)
+
+
+def test_a_page_shows_the_task_with_everything_folded():
+    for entry in CATALOGUE:
+        text = markdown(entry)
+        assert text.count("<details>") == text.count("</details>") == len(entry.task.HINTS) + 1
+        assert entry.function in start(entry) and entry.function in solution(entry)
+    assert repr(check("padded-rows", ...)).startswith("○ Not yet.")
+    assert "&lt;" in check("padded-rows", define("def f(v, n):\n    return '<b>'"))._repr_html_()
+
+
+def test_the_command_lists_and_runs_them(capfd):
+    assert main(["exercises", "--json"]) == 0
+    listed = json.loads(capfd.readouterr().out)["exercises"]
+    assert [set(row) for row in listed] == [{"name", "chapter", "needs", "title"}] * len(CATALOGUE)
+    assert main(["exercises", "--run-solutions", "--json"]) == 0
+    assert all(row["right"] for row in json.loads(capfd.readouterr().out)["exercises"])
+    assert progress.read() == {"exercises": {}, "lab": {}}  # the reader's file is hers
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["decode-attention"])
+def test_a_right_kernel_is_timed_beside_the_speed_of_light(name):
+    assert "at the speed of a large copy" in check(name, find(name).task.solution).message
+
+
+@pytest.mark.gpus(2)
+def test_a_right_sum_is_timed_on_two_gpus():
+    from tpgpt2_ref.notebook import Ranks
+
+    assert gpu_count() >= 2
+    with Ranks(2, device="cuda") as ranks:
+        for name in ("one-shot", "ring-all-reduce", "all-gather", "kv-shards", "vocab-lookup", "bias-once"):
+            verdict = check(name, find(name).task.solution, ranks=ranks)
+            assert verdict, (name, verdict.message)
+            assert name != "one-shot" or "On these GPUs: 1,536 B" in verdict.message
