@@ -16,28 +16,37 @@ from .errors import RankError, UserError
 from .parallel.launch import check_size, gpu_count, launch
 from .parallel.torchrun import torchrun_env
 
-COMMANDS = ("generate", "logits", "doctor", "select", "trace", "bench", "cost", "exercises")
+COMMANDS = ("generate", "logits", "doctor", "select", "claims", "trace", "bench", "cost", "exercises")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parser(argv).parse_args(argv)
-        return run(args, argv)
+        return run(parser(argv).parse_args(argv), argv)
     except UserError as e:
-        if str(e):
-            print(f"error: {e}", file=sys.stderr)
-        return 2
+        status, words = 2, str(e)
     except RankError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
+        status, words = 1, str(e)
     except KeyboardInterrupt:
         return 130
+    if words:
+        print("error:", " ".join(words.splitlines()), file=sys.stderr)
+    return status
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line, and help is written as results are."""
+
+    def error(self, message):
+        raise UserError(f"{message} (`{self.prog} --help` says more)")
+
+    def print_help(self, file=None):
+        tell(self.format_help().rstrip())
 
 
 def parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser of the command asked for; of all of them if none is, to list them."""
-    top = argparse.ArgumentParser(prog="python -m tpgpt2_ref", description="Tensor-parallel GPT-2 whose diagrams run.")
+    top = Parser(prog="python -m tpgpt2_ref", description="Tensor-parallel GPT-2 whose diagrams run.")
     sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS:
         module = import_module(f".commands.{name}", __package__)
@@ -67,16 +76,28 @@ def run(args, argv: list[str]) -> int:
         if args.tp is None:
             args.tp = size = group.size if group else size
         check_size(size if group is None else 1, args.device)
+    if size is not None and size > 1 and group is None:
+        launch(argv, size)  # the ranks check the rest, and rank 0 says what is wrong
+        return 0
     if hasattr(command, "check"):
         command.check(args)
-    if size is not None and size > 1 and group is None:
-        launch(argv, size)
-        return 0
-    with stdout_for_the_result() as out:
+    with stdout_for_the_result():
         result = on_rank(command, args) if size is not None else command.run(args, None)
-        if result is not None and (group is None or group.rank == 0 or size is None):
-            print(json.dumps(result) if args.json else command.show(result), file=out, flush=True)
+    if result is not None and (group is None or group.rank == 0 or size is None):
+        tell(json.dumps(result) if args.json else command.show(result))
     return 0
+
+
+def tell(text: str) -> None:
+    """Print on stdout. What its encoding has no letter for is escaped; a reader that has had enough, such as `head`,
+    is no failure."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where the rest goes, at the interpreter's end
+        if not isinstance(e, BrokenPipeError):
+            raise UserError(f"cannot write the result to stdout: {e.strerror}") from e
 
 
 def on_rank(command, args) -> dict | None:
@@ -97,13 +118,16 @@ def on_rank(command, args) -> dict | None:
 
 @contextmanager
 def stdout_for_the_result():
-    """Libraries that print go to stderr: stdout carries the result alone."""
+    """Libraries that print go to stderr, for the time of a block: stdout carries the result alone."""
+    if sys.stdout is None or sys.stderr is None:  # the shell has closed one of them
+        yield
+        return
     sys.stdout.flush()
     real = os.dup(1)
     os.dup2(2, 1)
     try:
-        with os.fdopen(os.dup(real), "w") as out:
-            yield out
+        yield
     finally:
+        sys.stdout.flush()
         os.dup2(real, 1)
         os.close(real)

@@ -96,7 +96,7 @@ def _end_tokens(raw: dict, default: int | None, path: Path) -> int | tuple[int, 
     ends = field(raw, "eos_token_id", (int, list, type(None)), str(path), default=default)
     if not isinstance(ends, list):
         return ends
-    return tuple(field({"eos_token_id": end}, "eos_token_id", int, f"{path}: in a list") for end in ends)
+    return tuple(field(ends, i, int, path, "eos_token_id, number ") for i in range(len(ends)))
 
 
 FAMILY = {

@@ -52,21 +52,22 @@ def read_json(path: Path | str, kind: type = dict):
     return document
 
 
-def field(holder: dict, name: str, kind, where: str, **default):
-    """holder[name], which must be of that kind: int, float (whole or not, finite), str, bool, list, dict, or several.
+def field(holder: dict | list, name: str | int, kind, where: Path | str, place: str = "", **default):
+    """holder[name], a field of an object or an item of a list, which must be of that kind, or of one of several.
 
-    where    the file and, if it has one, the place in it, as the message names them
+    kind     int, float (whole or not, finite), str, bool, list, dict
+    where    the file; place: where in it, such as "rows[3]."; so the message names them
     default  `default=VALUE` is returned where the field is missing; without it, that is an error
     """
-    if name not in holder:
+    if name not in (holder if isinstance(holder, dict) else range(len(holder))):
         if default:
             return default["default"]
-        raise UserError(f"{where}: {name} is missing")
+        raise UserError(f"{where}: {place}{name} is missing")
     value, kinds = holder[name], kind if isinstance(kind, tuple) else (kind,)
     if not any(_is(value, k) for k in kinds):
         numbers = () if float not in kinds else (int,)  # "number" says both
         wanted = " or ".join(WORDS[k] for k in kinds if k not in numbers)
-        raise UserError(f"{where}: {name} is {shown(value)}, which is no {wanted}")
+        raise UserError(f"{where}: {place}{name} is {shown(value)}, which is no {wanted}")
     return value
 
 

@@ -109,9 +109,9 @@ def tensor_files(folder: Path) -> list[Path]:
         hint = " (pytorch_model.bin is not read: save it again with safe_serialization=True)" \
             if (folder / "pytorch_model.bin").exists() else ""
         raise UserError(f"{folder} holds no weights: expected model.safetensors{hint}")
-    names = field(read_json(index), "weight_map", dict, str(index))
+    names = field(read_json(index), "weight_map", dict, index)
     for name in names:
-        file = field(names, name, str, f"{index}: weight_map")
+        file = field(names, name, str, index, "weight_map.")
         if Path(file).name != file or not (folder / file).is_file():
             raise UserError(f"{index}: weight_map sends {name} to {file!r}, which is no file beside it")
     return sorted({folder / file for file in names.values()})

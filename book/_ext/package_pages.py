@@ -42,7 +42,7 @@ class CodeRoom(SphinxDirective):
 
 class DiagramBoxes(SphinxDirective):
     def run(self):
-        file = PACKAGE / "course" / "diagrams.py"
+        file = PACKAGE / "pictures" / "diagrams.py"
         self.env.note_dependency(str(file))
         [value] = [n.value for n in ast.parse(file.read_text()).body if isinstance(n, ast.AnnAssign)]
         tables = ast.literal_eval(value)

@@ -15,18 +15,24 @@ much later rank 0 saw the end. What remains of the differences after that is the
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median, quantiles
 
+import torch
+
 from ..errors import RankError
+from ..files import write_whole
 from ..parallel.collectives import barrier, gather_objects
 from ..trace import Trace, now
 from .stopwatch import captured, microseconds
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
           "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out
+
+CYCLES_PER_US = 1700  # of an H100 or H200 at work, about
 
 
 @contextmanager
@@ -104,6 +110,27 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
     chosen, origin = runs[gather_objects(by_length[repeats // 2], world)[0]]  # rank 0 picks
     merged = merge(gather_objects({"spans": chosen, "origin_us": origin, "host": _host()}, world))
     return {**merged, "untraced_us": max(gather_objects(untraced, world))}
+
+
+def waits_when_late(model, step, delay_us: float, late: int = 1, repeats: int = 3) -> list[float]:
+    """Microseconds that each rank waits at T4, mean over the layers, while rank `late` comes late to every c_proj."""
+    def dawdle(module, args):
+        if model.world.device.type == "cuda":
+            torch.cuda._sleep(int(delay_us * CYCLES_PER_US))  # the GPU is late, not its host
+        else:
+            end = time.perf_counter() + delay_us / 1e6
+            while time.perf_counter() < end:
+                pass
+
+    handles = [block.attn.c_proj.register_forward_pre_hook(dawdle) for block in model.h
+               if model.world.rank == late and delay_us]
+    try:
+        rows = record(model, step, repeats)["rows"]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [mean(r["wait_us"] for r in rows if (r["rank"], r["stage"], r["kind"]) == (rank, "T4", "collective"))
+            for rank in range(model.world.size)]
 
 
 def _untraced_us(step, world, repeats: int) -> float:
@@ -247,9 +274,7 @@ def perfetto(timeline: dict) -> dict:
 
 def export(timeline: dict, path: str) -> None:
     """Write `perfetto(timeline)`, whole or not at all."""
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(perfetto(timeline)))
-    part.replace(path)
+    write_whole(path, json.dumps(perfetto(timeline)))
 
 
 def _end(rows: list[dict]) -> float:

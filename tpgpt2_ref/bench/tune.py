@@ -26,6 +26,7 @@ import torch
 from ..attention.kv_cache import allocate_kv_cache
 from ..config import FAMILY
 from ..engine.decode_step import decode_step
+from ..files import write_whole
 from ..kernels import Kernels, attention, linear, plain, tiles
 from ..kernels.state import DecodeState
 from ..parallel.world import World
@@ -242,7 +243,7 @@ def main() -> None:
                 found = tune(Bench(model, batch), known, args.model, args.choice, args.seconds, rows)
             measured[key] = measured.get(key, {}) | {kind: found[kind] for kind in args.choice}
             if args.write:
-                FILE.write_text(as_json(measured))
+                write_whole(FILE, as_json(measured))
             if args.record:
                 save(Run(name, machine_card(), rows), args.record)
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import GPT2Config
+from ..files import write_whole
 from ..tokenizer import ByteTokenizer
 
 CONFIG = GPT2Config(n_layer=5, n_head=6, n_embd=192, n_positions=1024, vocab_size=257, eos_token_id=256)
@@ -209,7 +210,7 @@ def save(model: TrainableGPT2, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     settings = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
                 "dtype": "float16", "bos_token_id": CONFIG.eos_token_id, **vars(CONFIG)}
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_whole(folder / "config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def main() -> None:
@@ -227,7 +228,7 @@ def main() -> None:
     began = time.perf_counter()
     model, bits = train(train_ids, held_out_ids, args.steps, args.batch, args.dropout, args.seed)
     save(model, args.out)
-    (args.out / "README.md").write_text(CARD.format(
+    write_whole(args.out / "README.md", CARD.format(
         millions=sum(p.numel() for p in model.parameters()) / 1e6, layers=CONFIG.n_layer, heads=CONFIG.n_head,
         head_size=CONFIG.head_size, positions=CONFIG.n_positions, python=platform.python_version(),
         train_bytes=len(train_ids), held_out_bytes=len(held_out_ids), steps=args.steps, batch=args.batch,

@@ -1,13 +1,13 @@
 """What several commands share: which model, how it is split, where it runs, and the prompts. Imports no torch."""
 from __future__ import annotations
 
-from contextlib import redirect_stderr
-from io import StringIO
+import os
 
 from ..config import DTYPES, PLANS
 from ..errors import UserError
 from ..request import check_prompts
 from ..tokenizer import load_tokenizer
+from ..weights import find_checkpoint
 
 
 def add_model_arguments(parser):
@@ -71,23 +71,37 @@ def dtype(args) -> str:
     return this_machine().default_dtype
 
 
-def prompts(args, config) -> tuple[list[list[int]], object]:
-    """(token ids of each prompt, tokenizer or None)."""
-    tokenizer = load_tokenizer(args.model, config.vocab_size)
+def read_prompts(args, max_new_tokens: int = 1) -> None:
+    """What the model and prompt arguments stand for, found and checked once: `args.checkpoint`, the `args.tokenizer`
+    or None, and `args.token_ids`, a list for each prompt."""
+    args.checkpoint = find_checkpoint(args.model)
+    config = args.checkpoint.config
+    check_names(args, config)
+    args.tokenizer = load_tokenizer(args.model, config.vocab_size)
     if args.prompt_ids is not None:
         given = [args.prompt_ids] if isinstance(args.prompt_ids, str) else args.prompt_ids
         try:
-            return [[int(t) for t in p.split(",")] for p in given], tokenizer
+            args.token_ids = [[int(t) for t in p.split(",")] for p in given]
         except ValueError as e:
             raise UserError(f"--prompt-ids takes whole numbers separated by commas, such as 1,2,3: {e}") from e
-    if args.prompt is None:
+    elif args.prompt is None:
         raise UserError("no prompt: give --prompt TEXT or --prompt-ids 1,2,3")
-    if tokenizer is None:
-        raise UserError(f"{args.model} has {config.vocab_size} tokens, too few for text: give --prompt-ids 1,2,3")
-    return [tokenizer.encode(args.prompt)], tokenizer
+    elif args.tokenizer is None:
+        raise UserError(f"{args.model} has {config.vocab_size} tokens and no tokenizer to make text of them "
+                        "(tokenizer.json, or vocab.json and merges.txt): give --prompt-ids 1,2,3")
+    else:
+        args.token_ids = [args.tokenizer.encode(as_text(args.prompt))]
+    check_prompts(config, args.token_ids, max_new_tokens)
 
 
-def check_prompt_arguments(args, config, max_new_tokens: int = 1):
-    """In the parent, quietly: what the tokenizer has to say, rank 0 says."""
-    with redirect_stderr(StringIO()):
-        check_prompts(config, prompts(args, config)[0], max_new_tokens)
+def as_text(argument: str) -> str:
+    """An argument as the text that its bytes are in UTF-8, whatever the locale says. Raises UserError for others."""
+    try:
+        argument.encode()
+        return argument
+    except UnicodeEncodeError:
+        pass  # bytes that the locale has no letters for
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError as e:
+        raise UserError(f"--prompt is no UTF-8 text ({e}): give --prompt-ids 1,2,3 for other bytes") from e

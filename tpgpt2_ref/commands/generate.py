@@ -13,16 +13,7 @@ import time
 from statistics import median
 
 from ..request import SamplingParams
-from ..weights import find_checkpoint
-from .arguments import (
-    add_model_arguments,
-    add_prompt_arguments,
-    check_names,
-    check_prompt_arguments,
-    dtype,
-    prompts,
-    ranks,
-)
+from .arguments import add_model_arguments, add_prompt_arguments, dtype, ranks, read_prompts
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "generate text, on one rank or several"
@@ -40,10 +31,8 @@ def add_arguments(parser):
 
 
 def check(args):
-    config = find_checkpoint(args.model).config
-    check_names(args, config)
-    check_prompt_arguments(args, config, args.max_new_tokens)
-    sampling_params(args)
+    args.sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.seed)
+    read_prompts(args, args.max_new_tokens)
 
 
 def run(args, world) -> dict:
@@ -51,14 +40,15 @@ def run(args, world) -> dict:
     from ..weights import load_model
 
     start = time.perf_counter()
-    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
+    model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
     loaded = time.perf_counter()
-    token_ids, tokenizer = prompts(args, model.config)
     engine = Engine(model)
-    new = engine.generate(token_ids, args.max_new_tokens, sampling_params(args))
+    new = engine.generate(args.token_ids, args.max_new_tokens, args.sampling)
+    errors = "replace" if args.json else "surrogateescape"
     steps = engine.seconds["decode"]
     return {
-        "token_ids": new, "text": texts(tokenizer, new), "prompts": texts(tokenizer, token_ids),
+        "token_ids": new, "text": texts(args.tokenizer, new, errors),
+        "prompts": texts(args.tokenizer, args.token_ids, errors),
         "model": args.model, "tp": world.size, "plan": args.plan,
         "backend": model.impl.name, "why": model.choice.why, "device": str(world.device), "dtype": dtype(args),
         "world": world.backend, "collectives": engine.first_forward, "eager_because": engine.why_eager,
@@ -77,15 +67,20 @@ def show(result: dict) -> str:
     if result["eager_because"] and result["device"] != "cpu":
         head += f"\n[decoding without CUDA graphs: {result['eager_because']}]"
     prompts, text = result["prompts"], result["text"]
-    said = [p + t for p, t in zip(prompts, text)] if prompts and text else map(str, result["token_ids"])
+    said = [whole(p + t) for p, t in zip(prompts, text)] if prompts and text else map(str, result["token_ids"])
     return "\n".join([*said, head])
 
 
-def sampling_params(args) -> SamplingParams:
-    return SamplingParams(args.temperature, args.top_k, args.top_p, args.seed)
+def texts(tokenizer, token_ids, errors: str = "surrogateescape") -> list[str] | None:
+    """Text of each list of ids; None without a tokenizer, or where it has no word for one of them.
+
+    A character may begin in the prompt and end in what was generated: with "surrogateescape" its bytes stay what they
+    are until `whole` sees them joined; with "replace" each part is U+FFFD.
+    """
+    decoded = [tokenizer.decode_bytes(ids) for ids in token_ids] if tokenizer else [None]
+    return None if None in decoded else [data.decode("utf-8", errors) for data in decoded]
 
 
-def texts(tokenizer, token_ids) -> list[str] | None:
-    """Text of each list of ids; None without a tokenizer, or where it has no word for one of them."""
-    decoded = [tokenizer.decode(ids) for ids in token_ids] if tokenizer else [None]
-    return None if None in decoded else decoded
+def whole(text: str) -> str:
+    """A text whose bytes are together again; what is still no character is U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -4,20 +4,10 @@
 """
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from io import BytesIO
 
-from ..errors import UserError
-from ..weights import find_checkpoint
-from .arguments import (
-    add_model_arguments,
-    add_prompt_arguments,
-    check_names,
-    check_prompt_arguments,
-    dtype,
-    prompts,
-    ranks,
-)
+from ..files import check_writable, write_whole
+from .arguments import add_model_arguments, add_prompt_arguments, dtype, ranks, read_prompts
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "write the logits of a prompt to a .npy file"
@@ -30,14 +20,8 @@ def add_arguments(parser):
 
 
 def check(args):
-    config = find_checkpoint(args.model).config
-    check_names(args, config)
-    check_prompt_arguments(args, config)
-    folder = Path(args.out).resolve().parent
-    if not folder.is_dir():
-        raise UserError(f"--out {args.out}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK) or Path(args.out).is_dir():
-        raise UserError(f"--out {args.out}: cannot write there")
+    check_writable(args.out)
+    read_prompts(args)
 
 
 def run(args, world) -> dict:
@@ -46,13 +30,11 @@ def run(args, world) -> dict:
     from ..engine import prompt_logits
     from ..weights import load_model
 
-    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
-    logits = prompt_logits(model, prompts(args, model.config)[0][0]).cpu().numpy()
+    model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
+    logits = prompt_logits(model, args.token_ids[0]).cpu().numpy()  # (T, V)
     if world.rank == 0:
-        part = Path(f"{args.out}.part")  # never a half-written file under the name asked for
-        with part.open("wb") as f:
-            np.save(f, logits)
-        part.replace(args.out)
+        np.save(file := BytesIO(), logits)
+        write_whole(args.out, file.getvalue())
     return {"out": args.out, "shape": list(logits.shape), "model": args.model, "tp": world.size, "plan": args.plan,
             "backend": model.impl.name, "device": str(world.device), "dtype": dtype(args)}
 

@@ -11,10 +11,8 @@ the diagram. A mark between two kernels keeps the second from starting early: tr
 """
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from ..errors import UserError
+from ..files import check_writable
 from ..recorded.machine import machine_card
 from ..weights import find_checkpoint
 from .arguments import add_model_arguments, check_names, dtype, ranks  # noqa: F401  cli.py calls ranks
@@ -37,7 +35,8 @@ def add_arguments(parser):
 
 
 def check(args):
-    config = find_checkpoint(args.model).config
+    args.checkpoint = find_checkpoint(args.model)
+    config = args.checkpoint.config
     check_names(args, config)
     for name in ("batch", "prompt_len", "repeats"):
         if getattr(args, name) < 1:
@@ -49,9 +48,7 @@ def check(args):
     if args.graph and args.device != "cuda":
         raise UserError("--graph needs GPUs: CUDA graphs don't exist on CPUs")
     if args.out is not None:
-        folder = Path(args.out).resolve().parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(args.out).is_dir():
-            raise UserError(f"--out {args.out}: cannot write there")
+        check_writable(args.out)
 
 
 def check_rung(args):
@@ -86,7 +83,7 @@ def run(args, world) -> dict:
     from ..bench.step import make_step
     from ..weights import load_model
 
-    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
+    model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
     on_ladder = args.rung not in (None, "eager")
     step = rung_step(args, model) if on_ladder else make_step(model, args.phase, args.batch, args.prompt_len)
     recorded = timeline.record(model, step, args.repeats, args.graph)

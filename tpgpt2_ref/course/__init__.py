@@ -1,11 +1,11 @@
-"""What teaches: the diagrams, the claims, explorers, exercises and the sabotage lab. A chapter takes its tools here:
+"""What teaches: the claims, explorers, exercises and the sabotage lab. A chapter takes its tools here:
 
-    from tpgpt2_ref.course import check, claim, diagram, exercise, explorer, picture, predict, sabotage, score
+    from tpgpt2_ref.course import check, claim, diagram, exercise, explorer, picture, predict, sabotage
 """
 from importlib import import_module
 
-_ROOMS = {"diagram": "pictures", "picture": "pictures", "claim": "claims", "explorer": "explorers",
-          "predict": "explorers", "check": "exercises", "exercise": "exercises", "score": "exercises"}
+_ROOMS = {"diagram": "..pictures", "picture": "..pictures", "claim": ".claims", "explorer": ".explorers",
+          "predict": ".explorers", "check": ".exercises", "exercise": ".exercises", "score": ".exercises"}
 
 
 def __getattr__(name: str):
@@ -14,4 +14,4 @@ def __getattr__(name: str):
         return import_module(".sabotage", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(import_module(_ROOMS[name], __name__), name)

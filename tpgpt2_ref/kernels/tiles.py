@@ -4,9 +4,10 @@ They were found on GPT-2 small, whole and split over ranks, and some on GPT-2 XL
 """
 from __future__ import annotations
 
-import json
 from math import log
 from pathlib import Path
+
+from ..files import read_json
 
 D, HEAD, VOCAB = 768, 64, 50304  # GPT-2 small's
 ALL_WIDE = 32  # rows of x from which every product is `products.wide_kernel`'s
@@ -20,7 +21,7 @@ def shape(key: str) -> tuple[int, int, int]:
     return batch, ranks, width
 
 
-MEASURED = {shape(key): sizes for key, sizes in json.loads(Path(__file__).with_suffix(".json").read_text()).items()}
+MEASURED = {shape(key): sizes for key, sizes in read_json(Path(__file__).with_suffix(".json")).items()}
 
 
 def size_of(kind: str, ranks: int, width: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import field, read_json, write_whole
 from .machine import commit, machine_card
 
 SCHEMA = 1
@@ -64,7 +65,10 @@ class Run:
 
 def save(run: Run, folder: Path | str, samples: list[list[float]] | None = None) -> Path:
     """Write folder/<machine>/<name>.json, whole or not at all; samples (one list a row) go beside it in raw/."""
-    return write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
+    path = write(run, Path(folder) / run.machine["slug"] / f"{run.name}.json", samples)
+    if samples is None:
+        (path.parent / "raw" / path.name).unlink(missing_ok=True)  # an earlier run's are not this one's
+    return path
 
 
 def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) -> Path:
@@ -74,11 +78,9 @@ def write(run: Run, path: Path | str, samples: list[list[float]] | None = None) 
     if samples is not None and len(samples) != len(run.rows):
         raise ValueError(f"{len(samples)} lists of samples for {len(run.rows)} rows")
     _write(path, document, run.rows)
-    raw = path.parent / "raw" / path.name
-    raw.unlink(missing_ok=True)  # those of an earlier run are not this one's
     if samples is not None:
         head = {k: document[k] for k in ("schema", "name", "recorded_at", "commit")}
-        _write(raw, head, [{"us": [round(x, 3) for x in s]} for s in samples])
+        _write(path.parent / "raw" / path.name, head, [{"us": [round(x, 3) for x in s]} for s in samples])
     return path
 
 
@@ -90,14 +92,7 @@ def stamped(run: Run) -> Run:
 
 def load(path: Path | str) -> Run:
     """Read one file. Raises UserError naming the file and the field for anything that is not this schema."""
-    path = Path(path)
-    try:
-        document = json.loads(path.read_text())
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror}") from e
-    except ValueError as e:
-        raise UserError(f"{path} is cut short or no JSON ({e}): record it again") from e
-    validate(document, path)
+    validate(document := read_json(path), path)
     return Run(**{k: v for k, v in document.items() if k != "schema"})
 
 
@@ -105,10 +100,14 @@ def load_samples(path: Path | str) -> list[list[float]]:
     """The samples behind each row of that file. Raises UserError if there are none, or another run's."""
     raw, run = Path(path).parent / "raw" / Path(path).name, load(path)
     try:
-        document = json.loads(raw.read_text())
-        samples = [row["us"] for row in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"cannot read the samples in {raw} ({type(e).__name__}): record {path} again") from e
+        document = read_json(raw)
+        rows = field(document, "rows", list, raw)
+        samples = [field(field(rows, i, dict, raw, "row "), "us", list, raw, f"rows[{i}].") for i in range(len(rows))]
+        for i, times in enumerate(samples):
+            for k in range(len(times)):
+                field(times, k, float, raw, f"rows[{i}].us, number ")
+    except UserError as e:
+        raise UserError(f"cannot read the samples of {path} ({e}): record it again") from e
     if (document.get("recorded_at"), len(samples)) != (run.recorded_at, len(run.rows)):
         raise UserError(f"the samples in {raw} are not those of {path}: record it again")
     return samples
@@ -134,25 +133,16 @@ def same_machine(runs: list[Run]) -> None:
 
 def validate(document, where) -> None:
     """Raise UserError for the first field that is not as the schema wants it."""
-    def need(holder, field, kind, place):
-        if field not in holder:
-            raise UserError(f"{where}: {place}{field} is missing")
-        value = holder[field]
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{where}: {place}{field} is {value!r}, which is no {_kind(kind)}")
-
-    if not isinstance(document, dict):
-        raise UserError(f"{where}: no results file: it holds a {type(document).__name__}, not an object")
-    need(document, "schema", int, "")
+    field(document, "schema", int, where)
     if document["schema"] != SCHEMA:
         raise UserError(f"{where}: schema is {document['schema']}, this version reads {SCHEMA}: record it again, "
                         "or use the version that wrote it")
-    for field, kind in (("name", str), ("machine", dict), ("recorded_at", str), ("commit", str), ("rows", list)):
-        need(document, field, kind, "")
+    for name, kind in (("name", str), ("machine", dict), ("recorded_at", str), ("commit", str), ("rows", list)):
+        field(document, name, kind, where)
     if extra := document.keys() - {"schema", "name", "machine", "recorded_at", "commit", "rows"}:
         raise UserError(f"{where}: {min(extra)} is no field of a results file")
-    for field, kind in MACHINE_FIELDS.items():
-        need(document["machine"], field, kind, "machine.")
+    for name, kind in MACHINE_FIELDS.items():
+        field(document["machine"], name, kind, where, "machine.")
     try:
         datetime.fromisoformat(document["recorded_at"])
     except ValueError as e:
@@ -162,20 +152,10 @@ def validate(document, where) -> None:
     for i, row in enumerate(document["rows"]):
         if not isinstance(row, dict):
             raise UserError(f"{where}: rows[{i}] is {row!r}, which is no object")
-        for field, kind in ROW_FIELDS.get(document["name"], {}).items():
-            need(row, field, kind, f"rows[{i}].")
-        for field, value in row.items():
-            if isinstance(value, (list, dict)):
-                raise UserError(f"{where}: rows[{i}].{field} is a {type(value).__name__}: rows are flat")
-            if isinstance(value, float) and value != value or value in (float("inf"), float("-inf")):
-                raise UserError(f"{where}: rows[{i}].{field} is {value}, which is no finite number")
-
-
-def _kind(kind) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    words = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "object", list: "list",
-             type(None): "null"}
-    return words[float] if kinds == NUMBER else " or ".join(words[k] for k in kinds)
+        for name, kind in ROW_FIELDS.get(document["name"], {}).items():
+            field(row, name, kind, where, f"rows[{i}].")
+        for name in row:  # rows are flat
+            field(row, name, (int, float, str, bool, type(None)), where, f"rows[{i}].")
 
 
 def _write(path: Path, head: dict, rows: list[dict]) -> None:
@@ -186,6 +166,4 @@ def _write(path: Path, head: dict, rows: list[dict]) -> None:
         raise UserError(f"cannot write {path}: {e.strerror}") from e
     head = json.dumps({k: v for k, v in head.items() if k != "rows"}, indent=1)[:-2]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    part = path.with_suffix(".part")
-    part.write_text(f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
-    part.replace(path)
+    write_whole(path, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')

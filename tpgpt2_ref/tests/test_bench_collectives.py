@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,12 @@ from tpgpt2_ref.recorded import results
 from tpgpt2_ref.recorded.samples import bandwidth, before, pool, spread
 from tpgpt2_ref.trace import OPS
 
-from .conftest import on_ranks, run_cli
+from .conftest import on_ranks
+
+
+def cli(*argv, **more):
+    return subprocess.run([sys.executable, "-m", "tpgpt2_ref", *argv], capture_output=True, text=True, timeout=120,
+                          **more)
 
 
 def test_sizes_are_read_as_nccl_tests_writes_them():
@@ -86,8 +93,8 @@ def test_samples_of_several_rounds_are_one_row():
 
 
 def test_the_command_on_two_gloo_ranks(tmp_path):
-    got = run_cli("bench", "collectives", "--tp", 2, "--device", "cpu", "--sizes", "256,64K", "--samples", 3, "--json",
-                  "--record", tmp_path)
+    got = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256,64K", "--samples", "3", "--json",
+              "--record", str(tmp_path))
     assert got.returncode == 0, got.stderr
     result = json.loads(got.stdout)
     run = results.load(result["recorded"])
@@ -98,8 +105,8 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     streamed = [json.loads(line) for line in got.stderr.splitlines() if line.startswith('{"row"')]
     assert [s["row"] for s in streamed] == run.rows and all(len(s["us"]) == 3 for s in streamed)
     assert result["door"]["bytes"] == 1536
-    again = run_cli("bench", "collectives", "--tp", 2, "--device", "cpu", "--sizes", 256, "--ops", "broadcast",
-                    "--samples", 4, "--record", tmp_path, "--add")
+    again = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256", "--ops", "broadcast",
+                "--samples", "4", "--record", str(tmp_path), "--add")
     assert again.returncode == 0, again.stderr
     more = results.load(result["recorded"])
     assert [(r["op"], r["path"], r["bytes"]) for r in more.rows] == [(r["op"], r["path"], r["bytes"]) for r in run.rows]
@@ -153,16 +160,16 @@ def test_samples_of_another_run_are_refused(tmp_path):
     (["--sizes", "huge"], "--sizes huge"), (["--tp", "1"], "at least 2 ranks"), (["--samples", "1"], "--samples"),
     (["--ops", "scatter"], "known: all_reduce"), (["--add"], "say --record too"),
 ])
-def test_mistakes_are_one_line_and_status_2(argv, word, capsys):
+def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
     assert main(["bench", "collectives", "--device", "cpu", *argv]) == 2
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert word in err and err.count("\n") == 1 and not out
 
 
 @pytest.mark.gpus(2)
 def test_nccl_at_a_gigabyte_is_the_bare_calls():
     """Eager and in a graph: our door moves 1 GiB within 2 % of torch.distributed's own call, and adds <= 2 us."""
-    got = run_cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
+    got = cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
               "--json")
     assert got.returncode == 0, got.stderr
     result = json.loads(got.stdout)

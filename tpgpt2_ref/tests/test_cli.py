@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tpgpt2_ref import cli
 from tpgpt2_ref.parallel.launch import free_port
 
 from .conftest import ROOT, cli_json, run_cli
@@ -89,6 +90,17 @@ def broken(checkpoint, tmp_path_factory):
     return root
 
 
+@pytest.fixture
+def refused(capfd):
+    """refused(argv, says): the command ends with status 2 and that one line. In this process: no torch is needed."""
+    def check(argv, says):
+        assert cli.main([str(arg) for arg in argv]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and len(err.splitlines()) == 1 and says in err, (out, err)
+
+    return check
+
+
 @pytest.mark.parametrize("what,says", [
     ("no-weights", "holds no weights"),
     ("missing", "tensor h.0.mlp.c_fc.weight is missing"),
@@ -97,10 +109,13 @@ def broken(checkpoint, tmp_path_factory):
     ("not-gpt2", "model_type='llama'"),
     ("cut-short", "cannot be read as safetensors"),
 ])
-def test_a_broken_checkpoint_is_named(broken, what, says):
-    done = run_cli("logits", "--model", broken / what, "--prompt-ids", "1,2", "--out", broken / "out.npy", "--tp", 2)
-    refused(done, says)
-    assert not list(broken.glob("out*"))
+def test_a_broken_checkpoint_is_named(broken, refused, what, says):
+    refused(["logits", "--model", broken / what, "--prompt-ids", "1,2", "--out", broken / "out.npy"], says)
+    assert not list(broken.glob("*out*"))
+
+
+def test_two_ranks_refuse_with_one_line(broken):
+    one_line(run_cli("generate", "--model", broken / "missing", "--prompt-ids", "1,2", "--tp", 2), "is missing")
 
 
 @pytest.mark.parametrize("argv,says", [
@@ -117,16 +132,30 @@ def test_a_broken_checkpoint_is_named(broken, what, says):
     (["generate", *MODEL, "--prompt-ids", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
     (["generate", *MODEL, "--prompt-ids", "1", "--backend", "FOO"], "known: FLASH_ATTN,"),
     (["generate", *MODEL, "--prompt-ids", "1", "--sum", "pigeon"], "unknown all-reduce algorithm 'pigeon'; known"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--temperature", "nan"], "--temperature must be 0"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--temperature", "inf"], "--temperature must be 0"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--temperature", "1e-40"], "too small to divide by"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--seed", "-1"], "--seed must be a whole number"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--seed", str(2**64)], "--seed must be a whole number"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--seed", "five"], "argument --seed: invalid int value: 'five'"),
+    (["generate", *MODEL, "--prompt", "\udcff"], "--prompt is no UTF-8 text"),
+    (["generate", "--model", ""], "is no folder with config.json"),
+    (["generate", "--model", "tiny/"], "is no folder with config.json"),
+    (["generate", "--model", "x" * 5000 + "/x/x"], "is no folder with config.json"),
     (["logits", *MODEL, "--prompt-ids", "1", "--out", "/no/such/folder/x.npy"], "does not exist"),
+    (["logits", *MODEL, "--prompt-ids", "1", "--out", "/tmp/" + "x" * 300], "cannot write there"),
+    (["logits", *MODEL, "--prompt-ids", "1", "--out", "/tmp"], "cannot write there"),
+    (["logits", *MODEL, "--prompt-ids", "1"], "required: --out"),
+    ([], "required: COMMAND"),
 ])
-def test_a_mistake_gets_one_clear_line(argv, says):
-    refused(run_cli(*argv), says)
+def test_a_mistake_gets_one_clear_line(refused, argv, says):
+    refused(argv, says)
 
 
 def test_cuda_without_a_gpu():
     done = run_cli("generate", "--model", "random:gpt2-test", "--prompt-ids", "1", "--device", "cuda",
                    env={"CUDA_VISIBLE_DEVICES": ""})
-    refused(done, "no usable NVIDIA GPU: use --device cpu")
+    one_line(done, "no usable NVIDIA GPU: use --device cpu")
 
 
 def test_a_port_in_use():
@@ -135,10 +164,10 @@ def test_a_port_in_use():
         s.listen()
         port = s.getsockname()[1]
         done = run_cli("generate", *MODEL, "--prompt-ids", "1", "--tp", 2, env={"MASTER_PORT": str(port)})
-    refused(done, f"MASTER_PORT {port} cannot be used")
+    one_line(done, f"MASTER_PORT {port} cannot be used")
 
 
-def refused(done, says):
+def one_line(done, says):
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()
@@ -182,6 +211,7 @@ def test_doctor_sums_on_two_ranks():
 
 
 @pytest.mark.parametrize("command", ["generate", "logits", "doctor", "select"])
-def test_help_is_for_strangers(command):
-    done = run_cli(command, "--help")
-    assert done.returncode == 0 and "--json" in done.stdout
+def test_help_is_for_strangers(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert "--json" in capsys.readouterr().out

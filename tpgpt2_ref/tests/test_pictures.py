@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tpgpt2_ref.course import pictures
-from tpgpt2_ref.course.diagrams import PACKAGE
-from tpgpt2_ref.course.pictures import DRAWINGS, STATES, flow, messages, svg, teaching
-from tpgpt2_ref.course.pictures.lit import lit
-from tpgpt2_ref.course.pictures.shapes import Line
+from tpgpt2_ref import pictures
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.notebook import palette
+from tpgpt2_ref.pictures import DRAWINGS, STATES, flow, messages, svg, teaching
+from tpgpt2_ref.pictures.diagrams import PACKAGE
+from tpgpt2_ref.pictures.lit import lit
+from tpgpt2_ref.pictures.shapes import Line
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -1,10 +1,14 @@
-"""Bytes and BPE: what goes in comes out, under GPT-2's ids."""
+"""Bytes and BPE: what goes in comes out, under the ids that transformers gives."""
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.tokenizer import BYTE_OF_ID, BPETokenizer, ByteTokenizer, load_tokenizer
+from tpgpt2_ref.tokenizer import BYTE_OF_ID, BYTE_OF_LETTER, BPETokenizer, ByteTokenizer, load_tokenizer
 
 TEXTS = ["", " ", "The quick brown fox", "naïve café, 東京, 🐍\n\ttabs", "\x00\x7f\xad"]
 
@@ -13,21 +17,20 @@ def test_byte_order_is_that_of_gpt2():
     assert ByteTokenizer().encode("!~ \n") == [0, 93, 220, 198]  # as in GPT-2's encoder.json
     convert = pytest.importorskip("transformers.convert_slow_tokenizer")  # GPT-2's ids follow this table's order
     assert list(convert.bytes_to_unicode()) == list(BYTE_OF_ID)
+    assert {letter: byte for byte, letter in convert.bytes_to_unicode().items()} == BYTE_OF_LETTER
 
 
-def test_every_byte_round_trips():
+@given(st.binary())
+def test_every_byte_round_trips(data):
     tok = ByteTokenizer()
-    assert sorted(sum((tok.encode(bytes([b]).decode("utf-8", "surrogateescape")) for b in range(256)), [])) \
-        == list(range(256))
-    for text in TEXTS:
-        assert tok.decode(tok.encode(text)) == text
+    ids = tok.encode(data.decode("utf-8", "surrogateescape"))
+    assert tok.decode_bytes(ids) == data and tok.decode([*ids, 256]) == data.decode("utf-8", "replace")
 
 
-def test_decode_of_what_is_no_text():
-    tok = ByteTokenizer(eos=256)
-    assert tok.decode([*tok.encode("end"), 256]) == "end"
-    assert tok.decode(tok.encode("é")[:1]) == "\ufffd"  # half a character
-    assert tok.decode([300]) is None
+def test_what_is_no_text():
+    assert ByteTokenizer().decode([300]) is None and ByteTokenizer().decode_bytes([300]) is None
+    with pytest.raises(UserError, match="no Unicode"):
+        ByteTokenizer().encode("\ud800")
 
 
 @pytest.fixture(scope="module")
@@ -40,34 +43,101 @@ def bpe():
     return trained
 
 
-@pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.json"])
-def test_bpe_of_a_folder(bpe, layout, tmp_path, capsys):
-    if layout == "tokenizer.json":
-        bpe.save(str(tmp_path / layout))
-    else:
-        bpe.save_model(str(tmp_path))
-        ids = {**json.loads((tmp_path / layout).read_text()), "<|endoftext|>": bpe.get_vocab_size() - 1}
-        (tmp_path / layout).write_text(json.dumps(ids))
-    tok = load_tokenizer(str(tmp_path), bpe.get_vocab_size())
-    assert isinstance(tok, BPETokenizer) and capsys.readouterr().err == ""
-    for text in TEXTS + ["the cat and the hat"]:
-        assert tok.encode(text) == bpe.encode(text).ids
-        assert tok.decode(tok.encode(text)) == text
-    assert len(tok.encode("the cat")) < len("the cat")
-    assert tok.decode([*tok.encode("cat"), bpe.token_to_id("<|endoftext|>")]) == "cat"
+NEW = ["<|user|>", "<pad>", "<|endoftext|>", "é!", " hat", "cat"]  # new to the vocabulary, or not
+FLAGS = st.fixed_dictionaries({flag: st.booleans() for flag in ("lstrip", "rstrip", "single_word", "normalized",
+                                                                "special")})
+TOKEN = st.sampled_from(NEW)
+NAMES = st.dictionaries(st.sampled_from(["bos_token", "eos_token", "unk_token", "pad_token", "sep_token"]), TOKEN)
 
 
-def test_without_a_tokenizer_bytes_and_a_word_about_it(tmp_path, capsys):
-    tok = load_tokenizer(str(tmp_path), 50257)
-    assert isinstance(tok, ByteTokenizer) and tok.eos == 50256
-    assert "each byte of text is a token" in capsys.readouterr().err
-    assert load_tokenizer(str(tmp_path), 257).eos == 256  # a vocabulary of bytes: nothing is missing
-    assert load_tokenizer(str(tmp_path), 101) is None
+@st.composite
+def folders(draw):
+    """{file name: content} of what may lie beside a BPE's own files."""
+    new = draw(st.lists(TOKEN, unique=True))
+    names = draw(NAMES)
+    config = draw(st.fixed_dictionaries({}, optional={
+        "tokenizer_class": st.sampled_from(["GPT2Tokenizer", "GPT2TokenizerFast"]), "add_prefix_space": st.booleans(),
+        "add_bos_token": st.booleans(), "add_eos_token": st.booleans(), "model_max_length": st.just(1000),
+        "errors": st.just("replace"), "clean_up_tokenization_spaces": st.booleans(),
+        "split_special_tokens": st.booleans(), "additional_special_tokens": st.lists(TOKEN, unique=True)}))
+    config.update(draw(NAMES))
+    if draw(st.booleans()):
+        config["added_tokens_decoder"] = {str(269 + i): {"content": t, **draw(FLAGS)} for i, t in enumerate(new)}
+    there = {"tokenizer_config.json": config, "added_tokens.json": {t: 270 + i for i, t in enumerate(new)},
+             "special_tokens_map.json": {**names, "additional_special_tokens": draw(st.lists(TOKEN, unique=True))}}
+    return {file: there[file] for file in draw(st.sets(st.sampled_from(sorted(there))))}
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), files=folders(), stored=st.booleans(), cut=st.booleans(), pad=st.booleans())
+def test_a_folder_reads_as_in_transformers(bpe, data, files, stored, cut, pad):
+    """Whatever a GPT-2 folder carries beside its vocabulary, ids and texts are those of transformers."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if stored:
+            whole = Tokenizer.from_str(bpe.to_str())
+            if cut:
+                whole.enable_truncation(4)
+            if pad:
+                whole.enable_padding(length=12)
+            whole.save(str(folder / "tokenizer.json"))
+        else:
+            bpe.save_model(name)
+        for file, content in files.items():
+            (folder / file).write_text(json.dumps(content))
+        theirs, ours = transformers.GPT2TokenizerFast.from_pretrained(name), load_tokenizer(name, 300)
+    pieces = st.sampled_from([*NEW, "the cat", " the hat", "café", "東京 🐍", "\n", "  "])
+    for text in [*TEXTS, *data.draw(st.lists(st.lists(pieces).map("".join), min_size=3, max_size=3))]:
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"]
+        ids = data.draw(st.lists(st.sampled_from(ids or [0]))) if ids else []  # characters are cut, too
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+        assert ours.decode_bytes(ids).decode("utf-8", "replace") == ours.decode(ids)
+
+
+def test_bytes_where_the_vocabulary_is_one(tmp_path, capsys):
+    assert load_tokenizer(str(tmp_path), 257).eos == 256
+    assert load_tokenizer(str(tmp_path), 256).eos is None
+    assert load_tokenizer(str(tmp_path), 101) is load_tokenizer(str(tmp_path), 50257) is None
     assert capsys.readouterr().err == ""
 
 
-def test_a_broken_tokenizer_is_named(tmp_path):
-    pytest.importorskip("tokenizers")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="tokenizer cannot be read"):
+def test_random_weights_take_bytes_and_say_so(monkeypatch, capsys):
+    monkeypatch.setattr("tpgpt2_ref.tokenizer._cached", lambda name: None)
+    tok = load_tokenizer("random:gpt2", 50257)
+    assert isinstance(tok, ByteTokenizer) and tok.eos == 50256
+    assert "each byte of text is a token" in capsys.readouterr().err
+
+
+BROKEN = ["{}", "[]", "{", '{"model": {}}', '{"model": {"vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+          '{"model": {"vocab": {"a": "b"}, "merges": []}}', '{"model": {"vocab": {"a": 0}, "merges": [3]}}']
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_tokenizer_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="tokenizer"):
         load_tokenizer(str(tmp_path), 257)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3), lambda inner: st.lists(inner, max_size=2)
+    | st.dictionaries(st.sampled_from(["content", "special", "pad_token", "x"]), inner), max_leaves=4)
+KEYS = st.sampled_from(["added_tokens_decoder", "pad_token", "additional_special_tokens", "extra_special_tokens",
+                        "add_prefix_space", "add_bos_token", "bos_token", "tokenizer_class"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(file=st.sampled_from(["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]),
+       content=st.dictionaries(KEYS | st.text(max_size=3), ODD) | ODD)
+def test_odd_files_beside_it_are_refused_by_name_or_read(bpe, file, content):
+    with tempfile.TemporaryDirectory() as name:
+        bpe.save_model(name)
+        (Path(name) / file).write_text(json.dumps(content))
+        try:
+            assert isinstance(load_tokenizer(name, 300), BPETokenizer)
+        except UserError as e:
+            assert name in str(e)

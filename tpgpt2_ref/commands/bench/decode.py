@@ -33,7 +33,8 @@ def add_arguments(parser):
 
 
 def check(args):
-    config = find_checkpoint(args.model).config
+    args.checkpoint = find_checkpoint(args.model)
+    config = args.checkpoint.config
     check_names(args, config)
     check_imagine(args)
     if min(args.batch) < 1 or min(args.prompt_len) < 1 or args.new_tokens < 2:
@@ -54,7 +55,7 @@ def run(args, world) -> dict:
     from ...weights import load_model
 
     world = world.imagine(args.imagine) if args.imagine else world
-    model = load_model(args.model, world, args.plan, dtype(args), args.backend)
+    model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
     result = {"bench": "decode", "machine": machine_card(), "rows": [], "why_eager": cannot_graph(model)}
     record(result, args, world, sweep(model, args.model, dtype(args), args.batch, args.prompt_len, args.new_tokens,
                                       args.rung, not args.no_peer))

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import cache
 from statistics import median
 
-from ...attention import matrix
+from ...attention import matrix, vllm_rules
 from ...attention.platform import KINDS
 from ...config import DTYPES, FAMILY, PLANS
 from ...cost.forward import INNER_MULTIPLE, VOCAB_MULTIPLE
@@ -65,7 +65,16 @@ def selection() -> dict:
     rows = [{**{k: v for k, v in asdict(row).items() if k != "qualname"}, "head_sizes": sizes(row.head_sizes),
              "install": row.install, "implemented": row.implemented} for row in matrix.MATRIX.values()]
     return {"gpus": GPUS, "kinds": KINDS, "packages": matrix.PACKAGES, "matrix": rows, "order": matrix.ORDER,
-            "flash_attn": matrix.FLASH_ATTN, "aliases": matrix.ALIASES}
+            "flash_attn": matrix.FLASH_ATTN, "aliases": matrix.ALIASES, "vllm": vllm()}
+
+
+def vllm() -> dict:
+    """vLLM's own rules by version, and the packages that they ask for."""
+    versions = {name: vllm_rules.rules()[name] for name in vllm_rules.versions()}
+    packages = {b["package"] for rules in versions.values() for b in rules["backends"].values() if "package" in b}
+    packages |= {name for rules in versions.values() for name in rules["requires"]}
+    return {"versions": versions, "defaults": vllm_rules.DEFAULTS, "cache_dtypes": vllm_rules.CACHE_DTYPES,
+            "packages": sorted(packages)}
 
 
 def machines() -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from ...notebook.palette import css
 from .data import embedded
 
 HERE = Path(__file__).parent
@@ -22,4 +23,5 @@ def data_script() -> str:
 
 
 def style() -> str:
-    return (HERE / "explorers.css").read_text()
+    """The style sheet, with the book's palette: it stands alone in JupyterLab."""
+    return "".join(css(scope) for scope in (".tpx", ".tpx-static")) + (HERE / "explorers.css").read_text()

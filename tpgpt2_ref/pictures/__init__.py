@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import UserError
-from ...notebook.palette import css
+from ..errors import UserError
+from ..notebook.palette import css
 from . import svg
 from .drawn import ONE, THREE, TWO
 from .drawn_more import COST, FIVE, FOUR, SIX
@@ -18,7 +18,7 @@ from .shapes import Drawing
 
 DRAWINGS: dict[str, Drawing] = {d.number: d for d in (ONE, TWO, THREE, FOUR, FIVE, SIX, COST)}
 STATES = {"drawn": "as drawn", "as_is": "as it is", "lit": "measured"}
-CLAIMS = Path(__file__).parents[3] / "book" / "claims.toml"
+CLAIMS = Path(__file__).parents[2] / "book" / "claims.toml"
 RIGHT = {3, 5, 6, 9, 11, 18, 19, 20, 21, 24, 26, 31, 32, 33, 36, 37, 41, 53, 61}
 OLD, VAGUE = {1, 7, 8, 10, 42, 47, 49}, {2, 12, 13, 17, 38, 40, 43, 44, 51, 52}
 VERDICTS = {i: "right" if i in RIGHT else "outdated" if i in OLD else "vague" if i in VAGUE else

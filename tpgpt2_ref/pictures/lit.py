@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from statistics import median
 
-from ...recorded import results
+from ..recorded import results
 from .shapes import Bar, Lit
 
 STAGES = {"T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "its sum", "mlp": "MLP"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from math import log10
 
-from ...recorded import results
+from ..recorded import results
 from . import svg
 from .matrices import RANKS, block, caption
 

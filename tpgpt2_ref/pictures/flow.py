@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..diagrams import DIAGRAMS, file_of
 from . import svg
+from .diagrams import DIAGRAMS, file_of
 from .shapes import Arrow, Box, Cells, Drawing, Heading, Lanes, Line, Lit
 from .svg import MONO, SANS
 

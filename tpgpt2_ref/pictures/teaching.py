@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import matrices, messages, svg
 
-BOOK = Path(__file__).parents[3] / "book"
+BOOK = Path(__file__).parents[2] / "book"
 # page: (its number or name, its question)
 PAGES = {
     "quickstart": ("Quickstart", "Does it run here?"), "why_split": ("Why split", "Why may a matrix be cut?"),

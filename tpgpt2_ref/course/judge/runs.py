@@ -1,0 +1,80 @@
+"""Witness: recorded runs (`book/results`), of two H200 unless it says otherwise."""
+from __future__ import annotations
+
+from functools import cache
+
+from ...attention.vllm_rules import fact, select_as
+from ...cost import collectives as cost
+from ...cost import forward as cost_forward
+from ...recorded import results
+from .links import one_way
+from .measured import Measured
+from .rules import THEN
+
+
+@cache
+def recorded(name: str, gpus: int = 2) -> results.Run:
+    """The recorded run of a machine with so many GPUs."""
+    return next(run for run in results.recorded(name)
+                if run.machine["kind"] == "cuda" and run.machine["count"] == gpus)
+
+
+def own_link(op: str, path: str | None = None, graph: bool = True, gpus: int = 2) -> dict[int, dict]:
+    """{bytes: row} of one way to sum or gather (None: the fastest) over the GPUs' own link."""
+    found: dict[int, dict] = {}
+    for row in recorded("collectives", gpus).rows:
+        ways = row["path"] == path if path else "/" not in row["path"] and not row["path"].startswith("bare ")
+        if row["op"] == op and row["graph"] == graph and ways:
+            n = row["bytes"]
+            if n not in found or row["us_median"] < found[n]["us_median"]:
+                found[n] = row
+    return found
+
+
+def one_token() -> dict[str, float]:
+    """Microseconds of the sum of one token's 1,536 bytes over two GPUs, in a CUDA graph, by each way."""
+    return {path: own_link("all_reduce", path)[1536]["us_median"] for path in ("push", "one_shot", "two_shot", "nccl")}
+
+
+def us_per_element() -> Measured:
+    """Microseconds a call over elements of bf16, for every size, way and mode that was recorded."""
+    run = recorded("collectives")
+    return Measured([cost.per_element_us(r["us_median"], r["bytes"]) for r in run.rows if r["op"] == "all_reduce"],
+                    run.label)
+
+
+def bound_by(op: str, sizes=(2**10, 2**26)) -> Measured:
+    """What bounds an operation over NCCL, by size: latency where four times the bytes take less than twice as long."""
+    found = own_link(op, "nccl")
+    return Measured({f"{n:,} B": "latency" if found[4 * n]["us_median"] < 2 * found[n]["us_median"] else "bandwidth"
+                     for n in sizes}, recorded("collectives").label)
+
+
+def shares() -> Measured:
+    """Percent of a decode step or prefill on two GPUs that communication takes, for each recorded pair of runs."""
+    both = [r for name, rung in (("decode", "+pdl"), ("prefill", "fused"))
+            for r in cost_forward.measured_shares(recorded(name).rows) if r["rung"] == rung]
+    return Measured([100 * r["communication_share"] for r in both], recorded("decode").label)
+
+
+def utilization() -> dict:
+    """The most that NCCL's all-reduce gets out of NVLink: {busbw, one_way, share}, GB/s one way."""
+    best = max(r["busbw_gb_per_s"] for r in own_link("all_reduce", "nccl", graph=False).values())
+    limit = one_way("NVLink 4")
+    return {"busbw": best, "one_way": limit, "share": best / limit}
+
+
+def features_of_fa3() -> Measured:
+    """What the diagram says of FlashAttention 3: FP8 and MLA by vLLM's rules, speed by the recorded kernels."""
+    mla, run = fact("flash_mla"), recorded("attention", 1)
+    fp8 = {sm: select_as(THEN, capability=sm, program="FLASH_ATTN", cache_dtype="fp8")["error"] is None
+           for sm in (80, 90)}
+    times = {}
+    for row in run.rows:
+        if row["backend"] in ("FLASH_ATTN_2", "FLASH_ATTN_3", "FLEX_ATTENTION", "XFORMERS"):
+            case = tuple(row[k] for k in ("phase", "batch", "seq_len", "head_size", "dtype"))
+            times.setdefault(case, {})[row["backend"]] = row["us_median"]
+    first = {case: min(us, key=us.get) == "FLASH_ATTN_3" for case, us in times.items()}
+    return Measured({"FP8": fp8[90] and not fp8[80], "MLA": mla["9"] and not mla["8"],
+                     **{f"the fastest in every {phase}": all(best for case, best in first.items() if case[0] == phase)
+                        for phase in ("prefill", "decode")}}, run.label)
