@@ -7,6 +7,7 @@ a pipe, is written to as it is.
 """
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -93,14 +94,14 @@ def shown(value) -> str:
 def check_writable(path: Path | str, name: str = "--out") -> None:
     """Refuse a path that `write_whole` could not write to, before the work that it is for."""
     try:
-        here = Path(path)
-        folder = here.resolve().parent
-        if not folder.is_dir():
-            raise UserError(f"{name} {path}: the folder {folder} does not exist")
-        if here.is_dir() or not os.access(here if here.exists() else folder, os.W_OK) or \
-                (here.is_file() and not os.access(folder, os.W_OK)):
+        target = _target(path)
+        if not target.parent.is_dir():
+            raise UserError(f"{name} {path}: the folder {target.parent} does not exist")
+        inside = not target.exists() or target.is_file()  # a device is written to as it is
+        if target.is_dir() or inside and not os.access(target.parent, os.W_OK) or \
+                target.exists() and not os.access(target, os.W_OK):
             raise UserError(f"{name} {path}: cannot write there")
-    except (OSError, ValueError, RuntimeError) as e:  # too long a name, a NUL in it, a circle of links
+    except (OSError, ValueError) as e:  # too long a name, a NUL in it, a circle of links
         raise UserError(f"{name} {path}: cannot write there: {getattr(e, 'strerror', None) or e}") from e
 
 
@@ -108,13 +109,21 @@ def write_whole(path: Path | str, content: bytes | str) -> None:
     """Write a file whole or not at all; text as UTF-8. Raises UserError where it can't be written."""
     try:
         data = content.encode() if isinstance(content, str) else content
-        target = Path(os.path.realpath(path))  # a link stays a link
+        target = _target(path)
         if target.exists() and not target.is_file():
             _write_into(target, data)
         else:
             _replace(target, data)
     except (OSError, ValueError) as e:
         raise UserError(f"cannot write {path}: {getattr(e, 'strerror', None) or e}") from e
+
+
+def _target(path: Path | str) -> Path:
+    """The path itself, links followed: a link stays a link."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "its links go round in a circle")
+    return target
 
 
 def _replace(target: Path, data: bytes) -> None:
