@@ -8,12 +8,14 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
 
 import pytest
 
+from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.launch import free_port, gpu_count, rank_env
 
 ROOT = Path(__file__).parents[2]
@@ -89,10 +91,62 @@ def checkpoint(tmp_path_factory):
     return make
 
 
-def run_cli(*argv, env=None, timeout=120) -> subprocess.CompletedProcess:
-    """`python -m tpgpt2_ref ARGV`, as a user runs it."""
-    return subprocess.run([sys.executable, "-m", "tpgpt2_ref", *map(str, argv)], capture_output=True, text=True,
-                          cwd=ROOT, timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+def run_cli(*argv, env=None, timeout=120, fresh=False) -> subprocess.CompletedProcess:
+    """`python -m tpgpt2_ref ARGV`, as a user runs it: (status, stdout, stderr).
+
+    Most of a short command's time goes into importing torch. Where no GPU is asked for, the command runs in this
+    process, its ranks are forked from one that has torch, and what it leaves in `os.environ` is taken back.
+    fresh  a process of its own nevertheless; so it is with variables to set
+    """
+    argv = [str(a) for a in argv]
+    if fresh or env or not ("cpu" in argv or gpu_count() == 0):
+        return subprocess.run([sys.executable, "-m", "tpgpt2_ref", *argv], capture_output=True, text=True, cwd=ROOT,
+                              timeout=timeout, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})})
+
+    def launch(argv, size, **_):
+        ranks = on_ranks(size, in_this_process, argv, device=None, timeout=timeout)
+        for stream, text in zip((sys.stdout, sys.stderr), ranks[0][1:]):
+            stream.write(text)
+        if failed := [r for r, (status, *_) in enumerate(ranks) if status]:
+            status, _, said = ranks[failed[0]]
+            raise UserError("") if status == 2 else RankError(f"rank {failed[0]} failed with status {status}: {said}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tpgpt2_ref.cli.launch", launch)
+        return subprocess.CompletedProcess(argv, *in_this_process(argv))
+
+
+def in_this_process(argv: list[str]) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of the command line, whether it writes to Python's streams or to the files."""
+    from tpgpt2_ref.cli import main
+
+    before, place, streams = dict(os.environ), Path.cwd(), (sys.stdout, sys.stderr)
+    saved, files = [os.dup(1), os.dup(2)], [tempfile.TemporaryFile("w+") for _ in range(2)]
+    for stream in streams:
+        stream.flush()
+    try:
+        for fd, file in enumerate(files, 1):
+            os.dup2(file.fileno(), fd)
+        sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False, buffering=1) for fd in (1, 2))
+        os.chdir(ROOT)
+        try:
+            status = main(argv)
+        except SystemExit as e:  # argparse
+            status = e.code or 0
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        sys.stdout, sys.stderr = streams
+        for fd, copy in enumerate(saved, 1):
+            os.dup2(copy, fd)
+            os.close(copy)
+        os.chdir(place)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+    for file in files:
+        file.seek(0)
+    return status, *(file.read() for file in files)
 
 
 def cli_json(*argv, **kwargs) -> dict:
@@ -101,8 +155,11 @@ def cli_json(*argv, **kwargs) -> dict:
     return json.loads(done.stdout)
 
 
-def on_ranks(size: int, function, *args, device: str = "cpu", env=None, timeout: float = 60) -> list:
-    """Call `function(world, *args)` on `size` fresh ranks; its results by rank. For functions of test modules."""
+def on_ranks(size: int, function, *args, device: str | None = "cpu", env=None, timeout: float = 60) -> list:
+    """Call `function(world, *args)` on `size` fresh ranks; its results by rank. For functions of test modules.
+
+    device  None: the ranks know of each other, but no world is joined, and the function gets its arguments alone
+    """
     fork = multiprocessing.get_context("forkserver")  # its server imports torch once, not every rank
     fork.set_forkserver_preload(["torch", "tpgpt2_ref.parallel.world", "tpgpt2_ref.engine", "tpgpt2_ref.weights"])
     port, ranks, answers = free_port(), [], []
@@ -137,8 +194,11 @@ def _rank_main(answer, env, function, args, device):
     os.environ.update(env)
     torch.set_num_threads(1)
     try:
-        with World.join(device, timeout=60) as world:
-            result = function(world, *args)
+        if device is None:
+            result = function(*args)
+        else:
+            with World.join(device, timeout=60) as world:
+                result = function(world, *args)
         answer.send_bytes(pickle.dumps((None, result)))
     except BaseException:
         answer.send((traceback.format_exc(), None))

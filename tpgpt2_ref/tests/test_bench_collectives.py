@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,12 +19,7 @@ from tpgpt2_ref.recorded import results
 from tpgpt2_ref.recorded.samples import bandwidth, before, pool, spread
 from tpgpt2_ref.trace import OPS
 
-from .conftest import on_ranks
-
-
-def cli(*argv, **more):
-    return subprocess.run([sys.executable, "-m", "tpgpt2_ref", *argv], capture_output=True, text=True, timeout=120,
-                          **more)
+from .conftest import on_ranks, run_cli
 
 
 def test_sizes_are_read_as_nccl_tests_writes_them():
@@ -93,8 +86,8 @@ def test_samples_of_several_rounds_are_one_row():
 
 
 def test_the_command_on_two_gloo_ranks(tmp_path):
-    got = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256,64K", "--samples", "3", "--json",
-              "--record", str(tmp_path))
+    got = run_cli("bench", "collectives", "--tp", 2, "--device", "cpu", "--sizes", "256,64K", "--samples", 3, "--json",
+                  "--record", tmp_path)
     assert got.returncode == 0, got.stderr
     result = json.loads(got.stdout)
     run = results.load(result["recorded"])
@@ -105,8 +98,8 @@ def test_the_command_on_two_gloo_ranks(tmp_path):
     streamed = [json.loads(line) for line in got.stderr.splitlines() if line.startswith('{"row"')]
     assert [s["row"] for s in streamed] == run.rows and all(len(s["us"]) == 3 for s in streamed)
     assert result["door"]["bytes"] == 1536
-    again = cli("bench", "collectives", "--tp", "2", "--device", "cpu", "--sizes", "256", "--ops", "broadcast",
-                "--samples", "4", "--record", str(tmp_path), "--add")
+    again = run_cli("bench", "collectives", "--tp", 2, "--device", "cpu", "--sizes", 256, "--ops", "broadcast",
+                    "--samples", 4, "--record", tmp_path, "--add")
     assert again.returncode == 0, again.stderr
     more = results.load(result["recorded"])
     assert [(r["op"], r["path"], r["bytes"]) for r in more.rows] == [(r["op"], r["path"], r["bytes"]) for r in run.rows]
@@ -169,7 +162,7 @@ def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
 @pytest.mark.gpus(2)
 def test_nccl_at_a_gigabyte_is_the_bare_calls():
     """Eager and in a graph: our door moves 1 GiB within 2 % of torch.distributed's own call, and adds <= 2 us."""
-    got = cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
+    got = run_cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
               "--json")
     assert got.returncode == 0, got.stderr
     result = json.loads(got.stdout)

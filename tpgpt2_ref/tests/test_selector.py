@@ -1,7 +1,6 @@
 """The selector of Diagram 1 on machines real and imagined, and every row of Diagram 5."""
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from tpgpt2_ref.attention.selector import get_attn_backend, resolve
 from tpgpt2_ref.commands import select
 from tpgpt2_ref.config import DTYPES
 from tpgpt2_ref.errors import UserError
+
+from .conftest import cli_json, run_cli
 
 ALL = frozenset(PACKAGES)
 HOPPER = Platform("cuda", (9, 0), (12, 4), ALL)
@@ -149,9 +150,8 @@ def test_whatever_is_asked_is_answered_or_refused_in_one_line(query):
         assert str(e) and "\n" not in str(e)
 
 
-def run(code_or_args, **env):
-    args = ["-c", code_or_args] if isinstance(code_or_args, str) else ["-m", "tpgpt2_ref", "select", *code_or_args]
-    return subprocess.run([sys.executable, *args], capture_output=True, text=True,
+def run(code, **env):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **env})
 
 
@@ -180,9 +180,9 @@ def test_an_imagined_machine_needs_no_torch():
 
 
 def test_the_command():
-    answer = json.loads(run(["--platform", "cuda", "--capability", "8.9", "--json"]).stdout)
+    answer = cli_json("select", "--platform", "cuda", "--capability", "8.9")
     assert answer.keys() == {"backend", "why", "rejected", "source"} and answer["backend"] == "FLASH_ATTN_2"
-    result = run(["--force", "FLASH_ATTN_3", "--platform", "cpu"])
+    result = run_cli("select", "--force", "FLASH_ATTN_3", "--platform", "cpu")
     assert result.returncode == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
