@@ -1,12 +1,14 @@
 """The ledger: 61 claims, each judged by what its cell finds, each able to come out otherwise, and the pages agree."""
 import ast
+import importlib.util
 import json
 import re
+import shutil
+import subprocess
 from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
 
-import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from tpgpt2_ref.notebook import Ranks
 from tpgpt2_ref.pictures.diagrams import DIAGRAMS
 
 BOOK = Path(__file__).parents[1] / "book"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CLAIMS = list(ledger().values())
 each = pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: f"claim {c.id}")
 
@@ -168,24 +171,25 @@ def test_the_witnesses_see_a_changed_world(monkeypatch, ranks):
         7: "wrong", 10: "wrong", 42: "wrong", 45: "right", 48: "right", 49: "wrong"}
 
 
-def shown_in(path: Path) -> dict[int, set[str]]:
-    """{claim: verdicts} that a notebook's stored outputs hold."""
-    found = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", ()):
-            html = "".join(output.get("data", {}).get("text/html", ""))
-            for number, verdict in re.findall(r'data-claim="(\d+)" data-verdict="(\w+)"', html):
-                found.setdefault(int(number), set()).add(verdict)
-    return found
-
-
 @pytest.mark.parametrize("chapter", sorted({claim.chapter for claim in CLAIMS}))
 def test_the_chapter_judges_its_claims_as_the_ledger_says(chapter):
     path = BOOK / f"{chapter}.ipynb"
     if not re.search(r"\bclaim\(\d+", path.read_text()):
         pytest.skip("this chapter does not judge with claim() yet")
-    shown = shown_in(path)
-    assert shown == {c.id: {c.verdict} for c in CLAIMS if c.chapter == chapter or c.id in shown}
+    shown = {number: verdict for number, (verdict, _) in claims.judged_in(path).items()}
+    assert shown == {c.id: c.verdict for c in CLAIMS if c.chapter == chapter or c.id in shown}
+
+
+def test_a_notebooks_stored_lines_are_read_back(tmp_path):
+    def notebook(*lines):
+        outputs = [{"data": {"text/html": line._repr_html_()}} for line in lines]
+        (tmp_path / "chapter.ipynb").write_text(json.dumps({"cells": [{"outputs": outputs}]}))
+        return claims.judged_in(tmp_path / "chapter.ipynb")
+
+    line = claims.judged(57, [0.001], 'two "H200" & a CPU')
+    assert notebook(line, claims.judged(27, 384)) == {57: ("wrong", 'two "H200" & a CPU'), 27: ("wrong", "")}
+    with pytest.raises(ClaimError, match="shows claim 27 as right"):
+        notebook(claims.judged(27, 384), claims.Judgement(ledger()[27], 192, "right", None))
 
 
 def test_the_command_lists_them():
@@ -202,3 +206,51 @@ def test_the_command_lists_them():
     assert [r["diagram"] for r in listed("--diagram", "cost", "--verdict", "vague")["claims"]] == ["cost"]
     with pytest.raises(claims.UserError, match="no verdict 'maybe'"):
         listed("--verdict", "maybe")
+
+
+@pytest.fixture(scope="module")
+def ledger_page():
+    """The extension that makes the ledger's page."""
+    spec = importlib.util.spec_from_file_location("ledger_page", BOOK / "_ext" / "ledger_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_each_claim_once_with_its_links(ledger_page):
+    html = ledger_page.page(CLAIMS, {57: "a machine", 27: ""})
+    assert re.findall(r'<tr id="claim-(\d+)"', html) == [str(c.id) for c in CLAIMS]
+    assert "Measured on a machine." in html and 'href="qkv_split.html#judged-27"' in html
+    assert 'href="qkv_split.html">' in html  # a claim that its chapter does not judge: no place to lead to
+    assert "https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/models/gpt2.py#L99" in html
+    for page, place in re.findall(r'href="code/(\w+)\.html#([\w-]+)"', html):
+        assert place.endswith("-py") and (BOOK / "code" / f"{page}.md").exists()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_the_page_filters_by_three_choices(ledger_page, tmp_path):
+    page = tmp_path / "ledger.html"
+    page.write_text(f"""{ledger_page.page(CLAIMS, {})}<script>{(BOOK / "assets" / "ledger.js").read_text()}</script>
+<pre></pre><script>
+function choose(name, value) {{
+  var select = document.querySelector("select[name=" + name + "]");
+  select.value = value;
+  select.dispatchEvent(new Event("change", {{bubbles: true}}));
+  var rows = document.querySelectorAll("tbody tr:not([hidden])").length;
+  document.querySelector("pre").append(rows + " " + document.querySelector(".ledger-count").textContent + "\\n");
+}}
+choose("verdict", "wrong"); choose("diagram", "2"); choose("kind", "cited"); choose("verdict", "");
+</script>""")
+    dom = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}",
+                          "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    said = re.search(r"<pre>(.*?)</pre>", dom, re.S)[1].split("\n")[:4]
+
+    def left(**wanted):
+        rows = [c for c in CLAIMS if all(str(getattr(c, k)) == v for k, v in wanted.items())]
+        counts = Counter(c.verdict for c in rows)
+        told = ", ".join(f"{counts[v]} {v}" for v in claims.VERDICTS if counts[v])
+        return f"{len(rows)} {len(rows)} claims: {told}."
+
+    assert said == [left(verdict="wrong"), left(verdict="wrong", diagram="2"),
+                    left(verdict="wrong", diagram="2", kind="cited"), left(diagram="2", kind="cited")]
+    assert '<form class="ledger-filter">' in dom

@@ -8,10 +8,12 @@ chapter, and a chapter whose finding changes fails. Nothing here imports torch.
 """
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from ..errors import UserError
@@ -20,6 +22,7 @@ LEDGER = Path(__file__).parents[2] / "book" / "claims.toml"
 VERDICTS = ("right", "wrong", "outdated", "vague")
 KINDS = ("computed", "measured", "cited")
 HOLDS = ("equals", "within", "cases", "versions")
+LINE = r'data-claim="(\d+)" data-verdict="(\w+)" data-kind="\w+" data-machine="([^"]*)"'
 VERSION = "0.11.0"  # the vLLM that the diagrams describe
 
 
@@ -163,6 +166,23 @@ def claim(number: int, *, found, machine: str | None = None) -> None:
     from IPython.display import display
 
     display(judged(number, found, machine))
+
+
+def judged_in(notebook: Path | str) -> dict[int, tuple[str, str]]:
+    """{claim: (verdict, machine)} of the lines that a notebook's stored outputs hold; machine "" where none is named.
+
+    Raises ClaimError if it shows one claim with two verdicts, or one that the ledger does not have.
+    """
+    found: dict[int, tuple[str, str]] = {}
+    for cell in json.loads(Path(notebook).read_text())["cells"]:
+        for output in cell.get("outputs", ()):
+            html = "".join(output.get("data", {}).get("text/html", ""))
+            for number, verdict, machine in re.findall(LINE, html):
+                number = int(number)
+                if number not in ledger() or found.get(number, (verdict,))[0] != verdict:
+                    raise ClaimError(f"{Path(notebook).name} shows claim {number} as {verdict}: run it again")
+                found[number] = verdict, unescape(machine)
+    return found
 
 
 def plain(value):

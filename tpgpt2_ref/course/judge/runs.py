@@ -50,11 +50,15 @@ def bound_by(op: str, sizes=(2**10, 2**26)) -> Measured:
                      for n in sizes}, recorded("collectives").label)
 
 
-def shares() -> Measured:
-    """Percent of a decode step or prefill on two GPUs that communication takes, for each recorded pair of runs."""
-    both = [r for name, rung in (("decode", "+pdl"), ("prefill", "fused"))
+def share_rows() -> list[dict]:
+    """Decode steps and prefills on two GPUs that have one rank's own part beside them: see `measured_shares`."""
+    return [r for name, rung in (("decode", "+pdl"), ("prefill", "fused"))
             for r in cost_forward.measured_shares(recorded(name).rows) if r["rung"] == rung]
-    return Measured([100 * r["communication_share"] for r in both], recorded("decode").label)
+
+
+def shares() -> Measured:
+    """Percent of each of those that communication takes."""
+    return Measured([100 * r["communication_share"] for r in share_rows()], recorded("decode").label)
 
 
 def utilization() -> dict:
