@@ -19,7 +19,7 @@ BOOK = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BOOK.parent))
 
 from tpgpt2_ref.course.claims import KINDS, LEDGER, VERDICTS, ClaimError, judged_in, ledger  # noqa: E402
-from tpgpt2_ref.course.diagrams import DIAGRAMS  # noqa: E402
+from tpgpt2_ref.pictures.diagrams import DIAGRAMS  # noqa: E402
 
 VLLM = "https://github.com/vllm-project/vllm/blob/v{version}/{path}#L{line}"
 CHOICES = {"diagram": ["1", "2", "3", "4", "5", "6", "cost"], "verdict": VERDICTS, "kind": KINDS}
