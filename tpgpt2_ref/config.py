@@ -110,11 +110,13 @@ FAMILY = {
 
 @dataclass(frozen=True)
 class CacheConfig:
-    """The paged KV cache. `cache_dtype` "auto" is the model's dtype, "fp8_e4m3" halves it where the kernel takes it."""
+    """The paged KV cache, as an attention kernel reads it: a model is loaded for one, and its engine fills it.
+
+    cache_dtype  "auto" is the model's dtype, "fp8_e4m3" halves it where the kernel takes it
+    """
 
     block_size: int = 16  # tokens a page
     cache_dtype: str = "auto"
-    num_blocks: int | None = None  # pages; None: enough for the batch at hand
 
 
 def padded(n: int, multiple: int) -> int:

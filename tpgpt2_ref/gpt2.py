@@ -10,6 +10,8 @@
 Two plans compute the same logits. `shipped` is what vLLM and Megatron-LM run. `as-drawn` is the diagram to the
 letter: between steps 2 and 3 every rank gathers q, k and v, attends over all heads, and step 4 splits again.
 The MLP is a second column-row pair with its own all-reduce, which the diagram leaves out.
+This is the forward to read. `engine/decode_step.py` and `engine/prefill_step.py` are its fast twins, of fused kernels;
+`tests/test_engine.py` holds them to it on a CPU, `tests/test_cuda_graph.py` and `tests/test_gpu.py` on GPUs.
 Dimension suffixes: T tokens of all sequences of the step, D hidden size, n ranks, V vocabulary, B sequences.
 """
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention.backends.base import AttentionBackend
+from .attention.kv_cache import allocate_kv_cache
 from .attention.layer import Attention
 from .attention.metadata import AttentionMetadata
 from .config import PLANS, GPT2Config
@@ -92,6 +95,12 @@ class GPT2Model(nn.Module):
                                       self.wte.weight if config.tie_word_embeddings else None)
         for name, module in self.named_modules():
             module.name = name  # who calls, in a trace
+
+    def new_kv_caches(self, num_blocks: int) -> list[torch.Tensor]:
+        """The layers' caches as this model's kernel reads them: (2, num_blocks, block_size, heads, head_size) each."""
+        impl = self.impl
+        return allocate_kv_cache(self.config.n_layer, num_blocks, impl.block_size, impl.num_heads, impl.head_size,
+                                 impl.kv_dtype, self.world.device)
 
     def forward(self, ids_T: torch.Tensor, positions_T: torch.Tensor, kv_caches: list[torch.Tensor],
                 meta: AttentionMetadata) -> torch.Tensor:

@@ -4,14 +4,21 @@ from __future__ import annotations
 import torch
 
 
-def gumbel(seed: int | torch.Tensor, sequence: torch.Tensor, position: torch.Tensor,
-           token: torch.Tensor) -> torch.Tensor:
-    """Gumbel noise (B, V), a hash of its place: sequence (B,), position (B,), token (V,) int32; 32 bits of the seed."""
-    if not isinstance(seed, torch.Tensor):
-        seed = torch.full((), seed, device=position.device)
-    row = hash32(hash32(sequence.int() ^ hash32(seed.int())) ^ position.int())
-    u = (hash32(row[:, None] ^ token) >> 9 & 0x7FFFFF).float()  # 23 bits: u + 0.5 is exact, and never 0 or 2**23
+def gumbel(seed: torch.Tensor, position: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Gumbel noise (B, V), a hash of its place: seed (B,) int64, position (B,), token (V,) int32."""
+    u = uniform_bits(row_hash(seed, position)[:, None], token).float()  # u + 0.5 is exact, and never 0 or 2**23
     return -(-((u + 0.5) / 2**23).log()).log()
+
+
+def row_hash(seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """seed (B,) int64, position (B,) -> (B,) int32. All 64 bits of the seed count, and the two halves of it meet only
+    when the position is mixed in: no two seeds draw alike at every position."""
+    return hash32(hash32(seed.int() ^ hash32(position.int())) ^ hash32((seed >> 32).int()))
+
+
+def uniform_bits(row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """23 bits, int32: those that the noise of a token is made of."""
+    return hash32(row ^ token) >> 9 & 0x7FFFFF
 
 
 def hash32(x: torch.Tensor) -> torch.Tensor:
@@ -19,3 +26,8 @@ def hash32(x: torch.Tensor) -> torch.Tensor:
     x = (x ^ (x >> 16 & 0xFFFF)) * 0x7FEB352D
     x = (x ^ (x >> 15 & 0x1FFFF)) * (0x846CA68B - 2**32)
     return x ^ (x >> 16 & 0xFFFF)
+
+
+def seed_of(seed: int, copy: int = 0) -> int:
+    """The seed of one more copy of a prompt, as an int64: the first copy's is the user's own, modulo 2**64."""
+    return (seed + copy * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63  # the golden ratio: no user's seed is near

@@ -34,7 +34,7 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, repeat: int,
                     continue
                 wall, gpu = times(engine.prefill_call(prompts), world.device, repeat)
                 yield row("tpgpt2", rung, sum_name(model, batch * length), *case, wall, gpu), wall
-                if rung == "fused" and not engine.prefills.graphs:
+                if rung == "fused" and engine.prefilling.why_not:
                     raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
                 engine.close()
             if peer is not None:

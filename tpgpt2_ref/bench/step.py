@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import torch
 
-from ..attention.kv_cache import allocate_kv_cache
 from ..attention.metadata import decode_metadata, prefill_metadata
 from ..engine.decode_graph import GraphDecoder
-from ..engine.engine import Sequence
 from ..engine.ladder import Rung
+from ..engine.scheduler import Sequence
 from ..request import SamplingParams
 
 
@@ -23,8 +22,7 @@ def make_step(model, phase: str, batch: int, prompt_len: int):
     config, impl, device = model.config, model.impl, model.world.device
     held = prompt_len + (phase == "decode")
     pages = -(-held // impl.block_size)
-    kv = allocate_kv_cache(config.n_layer, batch * pages + 1, impl.block_size, impl.num_heads, impl.head_size,
-                           impl.dtype, device)
+    kv = model.new_kv_caches(batch * pages + 1)
     table = 1 + torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
     if phase == "prefill":
         meta, positions = prefill_metadata([prompt_len] * batch, table, impl.block_size)
@@ -47,14 +45,12 @@ def make_rung_step(model, rung: Rung, batch: int, prompt_len: int):
 
     Every sequence has `prompt_len` tokens in the cache, zeros as in `make_step`, and stays there: each step is alike.
     """
-    config, impl, greedy = model.config, model.impl, SamplingParams()
-    pages = -(-(prompt_len + 1) // impl.block_size)
-    kv = allocate_kv_cache(config.n_layer, batch * pages + 1, impl.block_size, impl.num_heads, impl.head_size,
-                           impl.dtype, model.world.device)
-    decoder = GraphDecoder(model, kv, impl.block_size, rung)
-    state, step = decoder.uncaptured(batch, greedy if rung.readable else None)
+    config = model.config
+    pages = -(-(prompt_len + 1) // model.impl.block_size)
+    decoder = GraphDecoder(model, model.new_kv_caches(batch * pages + 1), rung)
+    state, step = decoder.uncaptured(batch)
     ids = torch.randint(config.vocab_size, (batch,), generator=torch.Generator().manual_seed(0)).tolist()
-    decoder.fill(state, [Sequence(i, [0] * prompt_len, 2, list(range(1 + i * pages, 1 + (i + 1) * pages)), [ids[i]])
-                         for i in range(batch)], greedy)
+    decoder.fill(state, [Sequence([0] * prompt_len, 2, i, list(range(1 + i * pages, 1 + (i + 1) * pages)), [ids[i]])
+                         for i in range(batch)], SamplingParams())
     state.live.zero_()  # no position moves on
     return torch.inference_mode()(step)

@@ -27,8 +27,8 @@ from ..attention.kv_cache import allocate_kv_cache
 from ..config import FAMILY
 from ..engine.decode_step import decode_step
 from ..files import write_whole
-from ..kernels import Kernels, attention, linear, plain, tiles
-from ..kernels.state import DecodeState
+from ..kernels import Kernels, decode_attention, plain, products, tiles
+from ..kernels.state import DecodeState, Residual
 from ..parallel.world import World
 from ..recorded.machine import machine_card
 from ..recorded.results import BOOK_RESULTS, Run, save
@@ -41,31 +41,31 @@ GAIN = 0.99  # less than a hundredth is chance
 
 
 def gemv(*options):
-    return [dict(ROWS=r, num_warps=w) for r, w in options]
+    return [tiles.Gemv(*option) for option in options]
 
 
 def skinny(*options, b=8):
-    return [dict(ROWS=r, B=b, SLICES=s, DEPTH=d, num_warps=w) for r, s, d, w in options]
+    return [tiles.Skinny(r, b, s, d, w) for r, s, d, w in options]
 
 
 def wide(*options):
-    return [dict(ROWS=r, B=b, DEPTH=d, STAGES=st, SPLITS=sp, num_warps=w) for r, b, d, st, sp, w in options]
+    return [tiles.Wide(*option) for option in options]
 
 
-def few(*options):
-    return [dict(BLOCK=b, num_warps=w) for b, w in options]
+def vector(*options):
+    return [tiles.Vector(*option) for option in options]
 
 
-def many(*options):
-    return [dict(BLOCK=b, SPAN=s, STAGES=st, num_warps=w) for b, s, st, w in options]
+def tensor_core(*options):
+    return [tiles.TensorCore(*option) for option in options]
 
 
 CANDIDATES = {
-    1: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 1)),
+    1: dict(attention=vector((256, 4), (256, 8), (128, 4)) + tensor_core((64, 64, 1, 1)),
             gelu=gemv((4, 4), (8, 4), (2, 2)), qkv=gemv((8, 4), (4, 4), (4, 2)), long=gemv((2, 4), (4, 4), (2, 2)),
-            add=gemv((8, 4), (4, 4), (16, 8)), best=gemv((16, 4), (8, 4), (32, 8))),
-    8: dict(attention=few((256, 4), (256, 8), (128, 4)) + many((64, 64, 1, 2), (32, 128, 7, 1), (32, 256, 7, 1),
-                                                               (64, 128, 3, 4), (64, 256, 5, 4)),
+            add=gemv((8, 4), (4, 4), (16, 8)), argmax=gemv((16, 4), (8, 4), (32, 8))),
+    8: dict(attention=vector((256, 4), (256, 8), (128, 4)) + tensor_core(
+        (64, 64, 1, 2), (32, 128, 7, 1), (32, 256, 7, 1), (64, 128, 3, 4), (64, 256, 5, 4)),
             gelu=skinny((32, 4, 64, 4), (16, 4, 64, 4), (16, 8, 64, 8))
             + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4)),
             long=skinny((16, 8, 128, 8)) + wide((16, 16, 256, 3, 4, 4), (16, 16, 256, 3, 2, 4), (16, 16, 512, 2, 2, 4),
@@ -74,8 +74,9 @@ CANDIDATES = {
             + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4)),
             add=skinny((16, 4, 64, 4), (16, 2, 128, 4), (16, 8, 64, 8))
             + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4), (32, 16, 256, 3, 3, 4)),
-            best=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4), (128, 16, 128, 4, 1, 8))),
-    16: dict(attention=few((256, 8), (256, 4)) + many((32, 128, 5, 1), (32, 256, 9, 1)),
+            argmax=wide((128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4), (64, 16, 256, 3, 1, 4),
+                        (128, 16, 128, 4, 1, 8))),
+    16: dict(attention=vector((256, 8), (256, 4)) + tensor_core((32, 128, 5, 1), (32, 256, 9, 1)),
              gelu=skinny((16, 4, 64, 4), (32, 4, 64, 4), (16, 8, 64, 8), b=16)
              + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4), (32, 64, 128, 5, 1, 4)),
              long=skinny((16, 8, 128, 8), (16, 8, 64, 8), (16, 4, 128, 4), b=16)
@@ -84,15 +85,16 @@ CANDIDATES = {
              + wide((16, 16, 256, 3, 1, 4), (32, 16, 256, 3, 1, 4), (64, 16, 128, 5, 1, 4), (32, 64, 128, 5, 1, 4)),
              add=skinny((16, 4, 64, 4), (16, 2, 128, 4), (16, 8, 64, 8), b=16)
              + wide((16, 16, 256, 3, 1, 4), (16, 16, 128, 3, 2, 4), (32, 16, 256, 3, 3, 4), (16, 64, 128, 4, 1, 4)),
-             best=wide((128, 16, 128, 4, 1, 8), (128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4),
+             argmax=wide((128, 16, 128, 4, 1, 8), (128, 16, 64, 4, 1, 4), (64, 16, 128, 4, 1, 4),
                        (64, 16, 256, 3, 1, 4))),
-    32: dict(attention=many((32, 256, 9, 1), (32, 384, 7, 1), (32, 512, 7, 1)) + few((256, 4)),
+    32: dict(attention=tensor_core((32, 256, 9, 1), (32, 384, 7, 1), (32, 512, 7, 1)) + vector((256, 4)),
              long=wide((16, 64, 128, 4, 4, 4), (32, 64, 128, 4, 4, 4), (32, 64, 128, 4, 6, 4), (16, 32, 256, 3, 4, 4)),
              gelu=wide((32, 64, 128, 5, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 128, 4, 1, 4), (32, 32, 256, 3, 1, 4)),
              qkv=wide((32, 64, 64, 6, 1, 4), (16, 64, 256, 3, 1, 4), (32, 64, 128, 4, 1, 4), (32, 32, 256, 3, 1, 4)),
              add=wide((16, 64, 128, 3, 2, 4), (16, 64, 128, 4, 1, 4), (16, 32, 256, 3, 1, 4)),
-             best=wide((128, 64, 128, 3, 1, 8), (128, 64, 64, 4, 1, 4), (128, 32, 128, 4, 1, 8))),
-    64: dict(attention=few((256, 4)) + many((32, 256, 7, 1), (32, 1024, 7, 1), (32, 1024, 5, 1), (32, 1024, 9, 1),
+             argmax=wide((128, 64, 128, 3, 1, 8), (128, 64, 64, 4, 1, 4), (128, 32, 128, 4, 1, 8))),
+    64: dict(attention=vector((256, 4)) + tensor_core(
+                                            (32, 256, 7, 1), (32, 1024, 7, 1), (32, 1024, 5, 1), (32, 1024, 9, 1),
                                             (64, 1024, 5, 1), (64, 1024, 5, 2), (16, 1024, 9, 1), (32, 512, 7, 1),
                                             (32, 128, 5, 1), (32, 384, 7, 1), (32, 256, 5, 2), (64, 256, 4, 2),
                                             (64, 256, 4, 4), (64, 512, 5, 4), (32, 256, 9, 1)),
@@ -106,8 +108,8 @@ CANDIDATES = {
              add=wide((16, 64, 256, 3, 1, 4), (16, 64, 128, 4, 1, 4), (16, 64, 128, 3, 2, 4), (32, 64, 128, 3, 3, 4),
                       (32, 64, 128, 3, 2, 4), (16, 64, 64, 4, 2, 4), (16, 64, 64, 6, 1, 4), (16, 64, 128, 4, 2, 4),
                       (16, 64, 128, 3, 3, 4)),
-             best=wide((128, 64, 64, 4, 1, 4), (128, 64, 128, 3, 1, 8), (256, 64, 64, 3, 1, 8), (64, 64, 128, 4, 1, 4),
-                       (128, 64, 64, 6, 1, 4))),
+             argmax=wide((128, 64, 64, 4, 1, 4), (128, 64, 128, 3, 1, 8), (256, 64, 64, 3, 1, 8),
+                         (64, 64, 128, 4, 1, 4), (128, 64, 64, 6, 1, 4))),
 }
 
 
@@ -137,19 +139,22 @@ class Bench:
     def wrong(self, kind: str, tile) -> str | None:
         """Why a candidate is no candidate: it fails, or differs from its plain twin."""
         block, s = self.model.h[0], self.state
-        calls = {"qkv": (self.x, block.ln_1, block.attn.c_attn, s), "attention": (self.qkv, self.kv[0], s),
-                 "gelu": (self.x, block.ln_2, block.mlp.c_fc, s), "add": (self.out, block.attn.c_proj, self.x, s),
-                 "long": (self.inner, block.mlp.c_proj, self.x, s),
-                 "best": (self.x, self.model.ln_f, self.model.wte, s)}
-        name = "add" if kind == "long" else kind
+        x, to_mlp, to_head = (Residual(self.x, norm) for norm in (block.ln_1, block.ln_2, self.model.ln_f))
+        calls = {"qkv": (x, block.attn.c_attn, s), "attention": (self.qkv, self.kv[0], s),
+                 "gelu": (to_mlp, block.mlp.c_fc, s), "add": (self.out, block.attn.c_proj, x, block.ln_2, s),
+                 "long": (self.inner, block.mlp.c_proj, x, block.ln_2, s), "argmax": (to_head, self.model.wte, s)}
+        name = {"long": "add", "argmax": "head_argmax"}.get(kind, kind)
         try:
-            out = getattr(attention if kind == "attention" else linear, name)(*calls[kind], pdl=True, tile=tile)
+            room = decode_attention if kind == "attention" else products
+            out = getattr(room, name)(*calls[kind], pdl=True, tile=tile)
             torch.cuda.synchronize()
         except Exception as e:  # too large for this GPU, or more than this Triton can do
             return f"{type(e).__name__}: {str(e)[:80]}"
         twin = getattr(plain, name)(*calls[kind])
-        if kind == "best":
-            out, twin = (plain.key_value(keys.amax(0)) for keys in (out, twin))  # the best logits
+        if kind == "argmax":
+            out, twin = (plain.key_value(keys.amax(0)) for keys in (out, twin))  # the largest logits
+        elif name == "add":
+            out, twin = out.x, twin.x
         error = ((out.double() - twin.double()).norm() / twin.double().norm()).item()
         return None if error < TOLERANCE else f"differs from its twin by {error:.1e}"
 
@@ -158,10 +163,10 @@ class Bench:
             return lambda *a, **more: function(*a, pdl=True, tile=chosen[kind(a)], **more)
 
         kernels = Kernels.choose(pdl=True, scaled_norm=self.model.world.size == 1)  # several: the sum normalizes
-        kernels = replace(kernels, qkv=op(linear.qkv, lambda a: "qkv"), gelu=op(linear.gelu, lambda a: "gelu"),
-                          add=op(linear.add, lambda a: "long" if a[0].shape[1] == self.inner.shape[1] else "add"),
-                          best=op(linear.best, lambda a: "best"),
-                          attention=op(attention.attention, lambda a: "attention"))
+        kernels = replace(kernels, qkv=op(products.qkv, lambda a: "qkv"), gelu=op(products.gelu, lambda a: "gelu"),
+                          add=op(products.add, lambda a: "long" if a[0].shape[1] == self.inner.shape[1] else "add"),
+                          head_argmax=op(products.head_argmax, lambda a: "argmax"),
+                          attention=op(decode_attention.attention, lambda a: "attention"))
         replay = captured(partial(decode_step, self.model, self.kv, self.state, kernels))
         medians = []
         for tokens in CONTEXTS:
@@ -213,7 +218,7 @@ def as_json(measured: dict[tuple[int, int, int], dict]) -> str:
     parts = []
     for (batch, ranks, width), sizes in sorted(measured.items(), key=lambda item: item[0][::-1]):
         key = f"{batch}/{ranks}/{width}" if width != tiles.D else f"{batch}/{ranks}" if ranks > 1 else batch
-        lines = ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in sizes.items())
+        lines = ",\n".join(f'  "{k}": {json.dumps(tiles.to_json(v))}' for k, v in sizes.items())
         parts.append(f' "{key}": {{\n{lines}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

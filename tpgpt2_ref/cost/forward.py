@@ -4,7 +4,7 @@
         + sum over collectives of alpha + beta * bytes
 
 GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. A byte of cache has a price
-for each of a decode step's two attention kernels (`kernels/attention.py`). The work's six coefficients are fitted to
+for each of a decode step's two attention kernels (`kernels/decode_attention.py`). The work's six coefficients are fitted to
 half the rows of decode.json or prefill.json and judged on the others: for each rung of the ladder and, where rows
 suffice, for each kind of kernel that a decode step's batch calls for. The half is drawn at random out of every
 (tp, sum), so that both sides hold all; DRAWS further halves say how much hangs on the draw.
@@ -20,7 +20,7 @@ from statistics import mean
 
 from ..config import FAMILY, GPT2Config, padded
 from ..errors import UserError
-from ..kernels.tiles import attention_tile
+from ..kernels.tiles import Vector, attention_tile
 from .collectives import error_fields, least_squares, predict
 
 VOCAB_MULTIPLE = 64  # rows of the vocabulary a rank, as `parallel/embedding.py` pads it; a test compares
@@ -64,7 +64,7 @@ def local_vocab(config: GPT2Config, tp: int) -> int:
 
 
 def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, itemsize: int = 2) -> tuple[float, ...]:
-    """What TERMS multiply: one rank's (1, layers, bytes of weights read, of cache read, of cache read by `few`, flops).
+    """What TERMS multiply: one rank's (1, layers, bytes of weights, of cache, of cache by `vector`, flops).
 
     context  tokens of a sequence already in the cache
     """
@@ -76,7 +76,7 @@ def work(config: GPT2Config, tp: int, batch: int, tokens: int, context: int, ite
     t, seen = batch * tokens, context + (tokens + 1) / 2  # keys that a query sees, on average
     cache = 2 * config.n_layer * batch * (context + tokens) * width * itemsize
     flops = 2 * t * block * config.n_layer + 2 * batch * head + 4 * t * seen * width * config.n_layer
-    few = cache if tokens == 1 and "SPAN" not in attention_tile(batch, heads) else 0
+    few = cache if tokens == 1 and isinstance(attention_tile(batch, heads), Vector) else 0
     return 1.0, config.n_layer, (block * config.n_layer + head) * itemsize, cache - few, few, flops
 
 

@@ -1,29 +1,65 @@
 """Decode steps as CUDA graphs, launched ahead of the host, which looks for the tokens a step or two later.
 
-A graph's tensors stay where they are, so there is one state and one graph for each batch size, padded up to a power
-of two. The last kernel of a step writes its tokens into the host's pinned memory: the host reads them there, while
-the next step already runs. A sequence that ended is noticed up to LAG - 1 steps late, and what it got since is dropped.
+A graph's tensors stay where they are, so there is one state and one graph for each of `graph_batch`'s sizes; seeds,
+temperature, top-k and top-p are data. The last kernel of a step writes its tokens into the host's pinned memory: the
+host reads them there, while the next step already runs. A sequence that ended is noticed up to LAG - 1 steps late, and
+what it got since is dropped.
 """
 from __future__ import annotations
 
 import time
 from typing import Callable
 
+import numpy as np
 import torch
 
-from ..config import CacheConfig
 from ..errors import RankError
 from ..kernels.state import DecodeState
 from ..request import SamplingParams
+from .batch import block_table, send
 from .decode_step import decode_step, readable_step
 from .graph import CapturedStep
-from .ladder import Rung, rungs
+from .ladder import LADDER, Rung, rungs
+from .scheduler import Sequence
 
 LAG = 3  # steps in flight: the GPU never waits for the host
 SILENCE = 10.0  # seconds without a token after which the GPU is asked what became of it
 
 
-def cannot_graph(model, cache: CacheConfig = CacheConfig()) -> str | None:
+def choose_rung(model) -> tuple[Rung, str | None]:
+    """The fastest rung that can decode this model here, and why it is none with CUDA graphs if it isn't.
+
+    The fused steps have an attention of their own, so a backend that was asked for by name decodes in gpt2.py's step.
+    """
+    why = cannot_graph(model)
+    if why is None:
+        return rungs(model.world.size, is_hopper(model.world.device))[-1], None
+    if model.choice.source != "platform":
+        why = cannot_capture(model)
+        if why is None:
+            return next(rung for rung in LADDER if rung.graph), None
+    return LADDER[0], why
+
+
+def cannot_capture(model) -> str | None:
+    """Why gpt2.py's decode step can't be a CUDA graph, or None if it can."""
+    device = model.world.device
+    if device.type != "cuda":
+        return "CUDA graphs need a GPU"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the fused kernels need a GPU of capability 8.0 or newer"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "the fused kernels need Triton"
+    if model.plan != "shipped":
+        return f"the plan {model.plan} is for reading, by gpt2.py"
+    if not model.impl.cuda_graphs:
+        return f"{model.impl.name} asks the GPU for lengths while it is enqueued"
+    return None
+
+
+def cannot_graph(model) -> str | None:
     """Why decode steps of this model can't be CUDA graphs of fused kernels, or None if they can."""
     world, impl = model.world, model.impl
     if world.device.type != "cuda":
@@ -38,13 +74,32 @@ def cannot_graph(model, cache: CacheConfig = CacheConfig()) -> str | None:
         return f"the plan {model.plan} is for reading, by gpt2.py"
     if impl.dtype not in (torch.float16, torch.bfloat16):
         return f"the fused kernels compute in float16 or bfloat16, not {str(impl.dtype).removeprefix('torch.')}"
-    if cache.cache_dtype != "auto":
-        return f"the fused attention does not read a cache of {cache.cache_dtype}"
+    if impl.cache_dtype != "auto":
+        return f"the fused attention does not read a cache of {impl.cache_dtype}"
     if impl.head_size & (impl.head_size - 1):
         return f"the fused attention takes heads of a power of two, not {impl.head_size}"
     if model.choice.source != "platform":
         return f"{impl.name} was asked for, and only gpt2.py runs it"
     return None
+
+
+def cannot_prefill(model) -> str | None:
+    """Why prefills of this model can't be CUDA graphs, or None if they can."""
+    impl = model.impl
+    if why := cannot_capture(model):
+        return why
+    if not impl.prefill_graphs:
+        return f"{impl.name}'s prefill is not for CUDA graphs"
+    if impl.dtype not in (torch.float16, torch.bfloat16):
+        return "the fused kernels compute in float16 or bfloat16"
+    if impl.cache_dtype != "auto":
+        return f"the fused cache write does not write a cache of {impl.cache_dtype}"
+    return None
+
+
+def graph_batch(batch: int) -> int:
+    """Rows of the graph for a batch: 1, 2, 4, 8, and then steps of 16."""
+    return 1 << (batch - 1).bit_length() if batch <= 8 else -(-batch // 16) * 16
 
 
 def is_hopper(device: torch.device) -> bool:
@@ -55,23 +110,23 @@ def is_hopper(device: torch.device) -> bool:
 class GraphDecoder:
     """Runs decode steps for sequences that have pages and a first token. The world closes it before itself.
 
-    rung  which step; None is the fastest that this machine can run
+    rung     which step
+    capture  how it is recorded: `graph.PlainStep` does without a GPU
     """
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], block_size: int, rung: Rung | None = None):
-        self.model, self.kv_caches, self.block_size = model, kv_caches, block_size
-        self.rung = rung or rungs(model.world.size, is_hopper(model.world.device))[-1]
-        self.kernels = self.rung.kernels()
+    def __init__(self, model, kv_caches: list[torch.Tensor], rung: Rung, capture=CapturedStep):
+        self.model, self.kv_caches, self.rung, self.capture = model, kv_caches, rung, capture
+        self.kernels = rung.kernels()
         model.world.before_close.add(self)
         self.pool = None  # the graphs' memory, shared: they never run at once
-        self.steps: dict[tuple, tuple[DecodeState, CapturedStep]] = {}
+        self.steps: dict[tuple[int, bool], tuple[DecodeState, CapturedStep]] = {}
 
-    def run(self, sequences: list, params: SamplingParams) -> list[float]:
+    def run(self, sequences: list[Sequence], params: SamplingParams) -> list[float]:
         """Decode until a sequence has ended; seconds of each step, as the host saw its tokens arrive."""
-        state, step = self.step_for(len(sequences), params)
+        state, step = self.step_for(len(sequences), self.filters(params))
         positions = self.fill(state, sequences, params)
         steps = min(s.limit - len(s.new) for s in sequences)
-        rows = torch.arange(len(sequences)).numpy()
+        rows = np.arange(len(sequences))
         tokens, seen, launched, times = state.tokens.numpy(), 0, 0, [time.perf_counter()]
         while seen < launched or launched < steps:
             while launched < steps and launched - seen < LAG:
@@ -88,42 +143,41 @@ class GraphDecoder:
             algorithm.check()
         return [b - a for a, b in zip(times, times[1:])]
 
-    def step_for(self, batch: int, params: SamplingParams) -> tuple[DecodeState, CapturedStep]:
-        """The smallest captured step that holds the batch, or a new one."""
-        filtered = params if params.temperature and (params.top_k or params.top_p < 1) else None
-        if self.rung.readable:
-            filtered = params
-        fitting = [key for key in self.steps if key[0] >= batch and key[1] == filtered]
+    def filters(self, params: SamplingParams) -> bool:
+        """Whether the next token takes all logits in one place: for top-k and top-p, and in gpt2.py for any draw."""
+        return params.temperature > 0 and (self.rung.readable or params.top_k > 0 or params.top_p < 1)
+
+    def step_for(self, batch: int, filtered: bool) -> tuple[DecodeState, CapturedStep]:
+        """The smallest captured step that holds the batch, if it is at most twice as large, or a new one."""
+        rows = graph_batch(batch)
+        fitting = [key for key in self.steps if rows <= key[0] <= 2 * rows and key[1] == filtered]
         if not fitting:
             state, run = self.uncaptured(batch, filtered)
-            step = CapturedStep(run, self.pool)
+            step = self.capture(run, self.pool)
             self.pool = step.pool
-            fitting = [(state.batch, filtered)]
+            fitting = [(rows, filtered)]
             self.steps[fitting[0]] = state, step
-        return self.steps[min(fitting, key=lambda key: key[0])]
+        return self.steps[min(fitting)]
 
-    def uncaptured(self, batch: int, filtered: SamplingParams | None) -> tuple[DecodeState, Callable[[], None]]:
-        """A step for batches padded up to a power of two, as a call, and the state that it works on."""
-        state = DecodeState.empty(1 << (batch - 1).bit_length(), self.model.impl.num_heads,
-                                  self.model.config.n_positions, self.model.world.device, self.block_size)
+    def uncaptured(self, batch: int, filtered: bool = False) -> tuple[DecodeState, Callable[[], None]]:
+        """A step for batches up to `graph_batch(batch)`, as a call, and the state that it works on."""
+        state = DecodeState.empty(graph_batch(batch), self.model.impl.num_heads, self.model.config.n_positions,
+                                  self.model.world.device, self.model.impl.block_size)
         run = readable_step if self.rung.readable else decode_step
         return state, lambda: run(self.model, self.kv_caches, state, self.kernels, filtered)
 
-    def fill(self, state: DecodeState, sequences: list, params: SamplingParams):
-        """Put the sequences into the first rows of `state`; their positions (rows,), as an array."""
-        rows, more = len(sequences), state.batch - len(sequences)
-        positions = [len(s.prompt) + len(s.new) - 1 for s in sequences]
-        width = state.block_table.shape[1]
-        temperature = torch.tensor(params.temperature).view(torch.int32).item()
-        seed = torch.tensor(params.seed).int().item()
+    def fill(self, state: DecodeState, sequences: list[Sequence], params: SamplingParams) -> np.ndarray:
+        """Put the sequences into the first rows of `state`; their positions (rows,)."""
+        rows = np.zeros((4, state.batch), dtype=np.int64)  # what is over: position 0 of page 0, and not alive
+        rows[:, : len(sequences)] = np.array([(s.new[-1], s.length - 1, 1, s.seed) for s in sequences]).T
         state.tokens.fill_(-1)  # nothing is in flight
-        for tensor, values in ((state.ids, [s.new[-1] for s in sequences] + [0] * more),
-                               (state.positions, positions + [0] * more), (state.live, [1] * rows + [0] * more),
-                               (state.sampling, [temperature, seed, *(s.number for s in sequences), *[0] * more]),
-                               (state.block_table, [s.blocks + [0] * (width - len(s.blocks)) for s in sequences]
-                                + [[0] * width] * more)):
-            tensor.copy_(torch.tensor(values, dtype=tensor.dtype))
-        return torch.tensor(positions).numpy()
+        *found, table = send([*rows, block_table(sequences, state.block_table.shape[1], state.batch)],
+                             self.model.world.device)
+        for tensor, numbers in zip((state.ids, state.positions, state.live, state.seeds), found):
+            tensor.copy_(numbers)
+        state.block_table.copy_(table.view_as(state.block_table))
+        state.sampling.copy_(torch.tensor([params.temperature, params.top_k, params.top_p]))
+        return rows[1, : len(sequences)]
 
     def arrived(self, tokens, rows, positions):
         """Wait for the rows' tokens at these positions in the host's memory."""

@@ -1,7 +1,8 @@
-"""A decode step recorded once in a CUDA graph, with its collectives, and replayed: one launch instead of hundreds."""
+"""A step recorded once in a CUDA graph, with its collectives, and replayed: one launch instead of hundreds."""
 from __future__ import annotations
 
-from typing import Callable
+import sys
+from typing import Any, Callable
 
 import torch
 
@@ -38,3 +39,32 @@ class CapturedStep:
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             step()
         self.pool, self.replay = self.graph.pool(), self.graph.replay
+
+
+class PlainStep:
+    """The same without a graph: each replay runs the step. The engine's graphs are then code for any machine."""
+
+    def __init__(self, step: Callable[[], None], pool=None):
+        self.replay, self.pool = step, pool
+
+
+class GraphedPart:
+    """A part of the engine that runs as CUDA graphs until it can't: the one place that decides, and that says so.
+
+    what    "decoding" or "prefilling"
+    why_not  why graphs can't be had, or None
+    """
+
+    def __init__(self, what: str, why_not: str | None):
+        self.what, self.why_not = what, why_not
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns, which captures steps as it needs them; None where graphs can't be had."""
+        if self.why_not is not None:
+            return None
+        try:
+            return call()
+        except CaptureError as e:
+            self.why_not = f"a step could not be captured in a CUDA graph ({e})"
+            print(f"{self.what} without CUDA graphs: {self.why_not}", file=sys.stderr)
+            return None

@@ -24,16 +24,16 @@ class Rung:
         return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.scaled_norm)
 
 
-ENDS = ("embed", "pick")  # what puts tokens in and takes them out without the host
+ENDS = ("embed", "argmax")  # what puts tokens in and takes them out without the host
 LADDER = (
     Rung("eager", "gpt2.py, one launch after the other", graph=False, readable=True),
-    Rung("graph", "gpt2.py in a CUDA graph, with its collectives and sampling", readable=True, fused=("pick",)),
+    Rung("graph", "gpt2.py in a CUDA graph, with its collectives and sampling", readable=True, fused=("argmax",)),
     Rung("+qkv", "LayerNorm and c_attn in one kernel; the rest in plain torch", fused=(*ENDS, "qkv")),
     Rung("+attention", "the cache write and our decode attention in one kernel", fused=(*ENDS, "qkv", "attention")),
     Rung("+residual", "c_proj, bias and residual in one kernel", fused=(*ENDS, "qkv", "attention", "add", "partial")),
     Rung("+gelu", "LayerNorm, c_fc and GELU in one kernel",
          fused=(*ENDS, "qkv", "attention", "add", "partial", "gelu")),
-    Rung("+head", "LayerNorm, logits and the best token in one kernel"),
+    Rung("+head", "LayerNorm, logits and their argmax in one kernel"),
     Rung("+sum", "all-reduce, bias, residual and LayerNorm in one kernel", fused_sum=True),
     Rung("+norm", "the sums of a LayerNorm come from the kernel before it: none is left between the products",
          fused_sum=True, scaled_norm=True),

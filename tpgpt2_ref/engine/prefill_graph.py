@@ -6,46 +6,50 @@ batch is left to gpt2.py, its second is captured: one prompt on the command line
 """
 from __future__ import annotations
 
-import sys
-from collections import Counter
+from collections import Counter, OrderedDict
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from ..attention.metadata import AttentionMetadata
-from .graph import CapturedStep, CaptureError
+from .batch import block_table, send
+from .graph import CapturedStep
 from .prefill_step import prefill_step
+from .scheduler import Sequence
 
-GRAPHED = ("FLASH_ATTN_3", "FLASH_ATTN_2")  # backends that ask the device for nothing while they are enqueued
+BUCKETS = 16  # graphs that are kept, of those used last: each is some megabytes, besides the memory that they share
 
 
 class GraphPrefill:
-    """Runs `prefill_step` for prompts that have pages. The world closes it before itself."""
+    """Runs `prefill_step` for prompts that have pages. The world closes it before itself.
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], block_size: int):
-        self.model, self.kv_caches, self.block_size = model, kv_caches, block_size
-        self.buckets: dict[tuple, Bucket] = {}
+    kernels  `kernels.prefill`, or its twins in `kernels.plain`
+    capture  how a step is recorded: `graph.PlainStep` does without a GPU
+    """
+
+    def __init__(self, model, kv_caches: list[torch.Tensor], kernels: ModuleType, capture=CapturedStep):
+        self.model, self.kv_caches, self.kernels, self.capture = model, kv_caches, kernels, capture
+        self.buckets: OrderedDict[tuple, Bucket] = OrderedDict()
         self.seen: Counter = Counter()
-        self.graphs = model.impl.name in GRAPHED
+        self.pool = None  # the graphs' memory, shared: they never run at once
         model.world.before_close.add(self)
 
-    def logits(self, sequences: list) -> torch.Tensor | None:
-        """Logits of each prompt's last position, (B, V); None for a bucket's first batch, or where graphs can't be."""
+    def logits(self, sequences: list[Sequence]) -> torch.Tensor | None:
+        """Logits of each prompt's last position, (B, V), until the next call; None for a bucket's first batch."""
         lengths = [len(s.prompt) for s in sequences]
         key = bucket_of(lengths, self.model.config.n_positions)
         self.seen[key] += 1
-        if self.seen[key] == 1 or not self.graphs:
+        if self.seen[key] == 1:
             return None
-        if key not in self.buckets:
-            self.buckets[key] = Bucket(self.model, self.kv_caches, self.block_size, *key)
-        bucket = self.buckets[key]
+        bucket = self.buckets.pop(key, None) or Bucket(self.model, *key)
         bucket.fill(sequences, lengths)
-        try:
-            bucket.step = bucket.step or CapturedStep(bucket.run)
-        except CaptureError as e:
-            self.graphs = False
-            print(f"prefilling without CUDA graphs: {e}", file=sys.stderr)
-            return None
+        if bucket.step is None:
+            bucket.step = self.capture(lambda: bucket.run(self.kv_caches, self.kernels), self.pool)
+            self.pool = bucket.step.pool
+        self.buckets[key] = bucket  # as the one used last
+        if len(self.buckets) > BUCKETS:
+            self.buckets.popitem(last=False)
         bucket.step.replay()
         return bucket.logits[: len(sequences)]
 
@@ -54,56 +58,44 @@ class GraphPrefill:
 
 
 def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
-    """(sequences, tokens, longest) that a graph for these prompts is made for: at most an eighth more tokens."""
+    """(sequences, tokens, longest) that a graph for these prompts is made for: at most an eighth more tokens, and no
+    more padding than one sequence may be long."""
     tokens = sum(lengths) + 1
     grain = max(64, min(512, 1 << (tokens // 8 + 1).bit_length() - 1))
+    grain = min(grain, n_positions)
     total = -(-tokens // grain) * grain
     longest = max(*lengths, total - sum(lengths))
-    return 1 << len(lengths).bit_length(), total, max(min(n_positions, 1 << (longest - 1).bit_length()), longest)
+    return 1 << len(lengths).bit_length(), total, min(n_positions, 1 << (longest - 1).bit_length())
 
 
 class Bucket:
     """The tensors of one bucket, and its graph once it is captured."""
 
-    def __init__(self, model, kv_caches, block_size, sequences: int, tokens: int, longest: int):
-        self.model, self.kv_caches, self.step, self.logits = model, kv_caches, None, None
-        self.sequences, self.tokens, self.longest, self.block_size = sequences, tokens, longest, block_size
-        self.pages = -(-model.config.n_positions // block_size)
-        sizes = [tokens, tokens, tokens, sequences + 1, sequences, sequences, sequences * self.pages]
-        device = model.world.device
-        self.host = torch.zeros(sum(sizes), dtype=torch.int64, pin_memory=device.type == "cuda")
-        self.device = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
-        self.sent = torch.cuda.Event() if device.type == "cuda" else None
-        self.on_host, self.on_device = np.split(self.host.numpy(), np.cumsum(sizes)[:-1]), self.device.split(sizes)
-        self.count = np.arange(max(longest, block_size))
+    def __init__(self, model, sequences: int, tokens: int, longest: int):
+        self.model, self.step, self.logits = model, None, None
+        self.sequences, self.tokens, self.longest = sequences, tokens, longest
+        self.pages = -(-model.config.n_positions // model.impl.block_size)
+        # ids, positions, slots; starts; lengths, last rows; pages
+        numbers = 3 * tokens + sequences + 1 + 2 * sequences + sequences * self.pages
+        self.numbers = torch.zeros(numbers, dtype=torch.int64, device=model.world.device)
+        self.parts: list[torch.Tensor] = []
 
-    def fill(self, sequences: list, lengths: list[int]) -> None:
+    def fill(self, sequences: list[Sequence], lengths: list[int]) -> None:
         """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
-        if self.sent is not None:
-            self.sent.synchronize()  # the batch before may still be on its way
-        ids, positions, slots, starts, lens, last, table = self.on_host
-        table, size = table.reshape(self.sequences, self.pages), self.block_size
-        self.host.zero_()
-        starts[:] = self.tokens  # behind the prompts, one sequence of padding, and then empty ones
+        size, padding = self.model.impl.block_size, self.tokens - sum(lengths)
+        starts = np.full(self.sequences + 1, self.tokens)  # behind the prompts, one sequence of padding, and empty ones
         starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
-        lens[:] = np.diff(starts)
-        last[:] = starts[1:] - 1
-        for row, s in enumerate(sequences):
-            table[row, : len(s.blocks)] = s.blocks
-        places = (table[: len(lengths), :, None] * size + self.count[:size]).reshape(len(lengths), -1)
-        begin = 0
-        for row, (s, n) in enumerate(zip(sequences, lengths)):
-            end = begin + n
-            ids[begin:end], positions[begin:end], slots[begin:end] = s.prompt, self.count[:n], places[row, :n]
-            begin = end
-        padding = self.tokens - sum(lengths)
-        positions[-padding:], slots[-padding:] = self.count[:padding], self.count[:padding] % size
-        self.device.copy_(self.host, non_blocking=True)
-        if self.sent is not None:
-            self.sent.record()
+        table = block_table(sequences, self.pages, self.sequences)
+        count = np.arange(max(self.longest, size))
+        slots = (table[: len(lengths), :, None] * size + count[:size]).reshape(len(lengths), -1)  # (B, pages * size)
+        ids = np.concatenate([*(s.prompt for s in sequences), np.zeros(padding, dtype=np.int64)])
+        positions = np.concatenate([count[:n] for n in (*lengths, padding)])
+        slots = np.concatenate([*(row[:n] for row, n in zip(slots, lengths)), count[:padding] % size])
+        self.parts = send([ids, positions, slots, starts, np.diff(starts), starts[1:] - 1, table],
+                          self.model.world.device, into=self.numbers)
 
-    def run(self) -> None:
-        ids, positions, slots, starts, lens, last, table = self.on_device
+    def run(self, kv_caches: list[torch.Tensor], kernels: ModuleType) -> None:
+        ids, positions, slots, starts, lens, last, table = self.parts
         meta = AttentionMetadata(starts.int(), lens.int(), table.view(self.sequences, self.pages).int(), slots,
-                                 self.longest, self.longest, True, self.block_size)
-        self.logits = prefill_step(self.model, ids, positions, self.kv_caches, meta, last)
+                                 self.longest, self.longest, True, self.model.impl.block_size)
+        self.logits = prefill_step(self.model, ids, positions, kv_caches, meta, last, kernels)

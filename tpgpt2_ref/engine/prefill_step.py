@@ -4,31 +4,36 @@ In the last layer only the prompts' last tokens go on behind the cache write: no
 """
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from ..attention.metadata import AttentionMetadata
-from ..kernels.prefill import add_norm, write_cache
 
 
-def prefill_step(model, ids: torch.Tensor, positions: torch.Tensor, kv_caches: list[torch.Tensor],
-                 meta: AttentionMetadata, last: torch.Tensor) -> torch.Tensor:
-    """ids (T,), positions (T,), last (B,) row of each prompt's last token -> logits (B, V)."""
-    impl = model.impl
+def prefill_step(model, ids_T: torch.Tensor, positions_T: torch.Tensor, kv_caches: list[torch.Tensor],
+                 meta: AttentionMetadata, last_B: torch.Tensor, kernels: ModuleType) -> torch.Tensor:
+    """ids (T,), positions (T,), last (B,) row of each prompt's last token -> logits (B, V).
+
+    kernels  `kernels.prefill`, or its twins in `kernels.plain`
+    """
+    impl, add_norm = model.impl, kernels.add_norm
     meta.kernel = impl.build(meta)
-    x = model.wte(ids) + model.wpe(positions)  # (T, D)
-    x, normed = add_norm(x, None, model.h[0].ln_1)
+    x_TD = model.wte(ids_T) + model.wpe(positions_T)
+    x_TD, normed_TD = add_norm(x_TD, None, model.h[0].ln_1)
     for block, kv_cache, following in zip(model.h, kv_caches, [*model.h[1:], None]):
-        qkv = block.attn.c_attn(normed)  # (T, D) -> (T, 3D/n)
-        write_cache(qkv, kv_cache, meta.slot_mapping)
-        if following is None:
-            qkv, x, meta = qkv[last], x[last], last_tokens(impl, meta)  # T is B from here on
+        qkv = block.attn.c_attn(normed_TD)  # (T, D) -> (T, 3D/n)
+        kernels.write_cache(qkv, kv_cache, meta.slot_mapping)
+        if following is None:  # T is B from here on
+            qkv, x_TD, meta = qkv[last_B], x_TD[last_B], last_tokens(impl, meta)
         q, k, v = (t.unflatten(-1, (-1, impl.head_size)) for t in qkv.chunk(3, -1))  # (T, heads, head_size)
         out = impl.forward(q, k, v, kv_cache, meta).flatten(1)  # (T, D/n)
-        x, normed = add_norm(x, block.attn.c_proj(out), block.ln_2)
+        x_TD, normed_TD = add_norm(x_TD, block.attn.c_proj(out), block.ln_2)  # (T, D/n) -> (T, D)
         c_fc = block.mlp.c_fc
-        y = block.mlp.c_proj(torch._addmm_activation(c_fc.bias, normed, c_fc.weight.T, use_gelu=True))  # tanh's GELU
-        x, normed = add_norm(x, y, following.ln_1 if following else model.ln_f)
-    return model.logits(normed)
+        inner = torch._addmm_activation(c_fc.bias, normed_TD, c_fc.weight.T, use_gelu=True)  # (T, 4D/n), tanh's GELU
+        y_TD = block.mlp.c_proj(inner)  # (T, 4D/n) -> (T, D)
+        x_TD, normed_TD = add_norm(x_TD, y_TD, following.ln_1 if following else model.ln_f)
+    return model.logits(normed_TD)  # (B, D) -> (B, V)
 
 
 def last_tokens(impl, meta: AttentionMetadata) -> AttentionMetadata:

@@ -9,15 +9,11 @@ import torch.nn.functional as F
 
 from ..attention.kv_cache import write_kv_cache
 from ..noise import gumbel
-from .state import DecodeState
+from .state import DecodeState, Residual
 
 
-def normed(x, norm):
-    return x if norm is None else norm(x)
-
-
-def qkv(x, norm, linear, state):
-    return F.linear(normed(x, norm), linear.weight, linear.bias)
+def qkv(x: Residual, linear, state):
+    return F.linear(x.read(), linear.weight, linear.bias)
 
 
 def attention(qkv, kv_cache, state: DecodeState):
@@ -32,29 +28,29 @@ def attention(qkv, kv_cache, state: DecodeState):
     return torch.einsum("bht,bthd->bhd", p, v.float()).flatten(1).to(q.dtype)
 
 
-def gelu(x, norm, linear, state):
-    return F.gelu(F.linear(normed(x, norm), linear.weight, linear.bias), approximate="tanh")
+def gelu(x: Residual, linear, state):
+    return F.gelu(F.linear(x.read(), linear.weight, linear.bias), approximate="tanh")
 
 
-def add(x, linear, residual, state):
-    return residual + F.linear(x, linear.weight, linear.bias)
+def add(x, linear, residual: Residual, norm, state, scaled: bool = False):
+    return Residual(residual.x + F.linear(x, linear.weight, linear.bias), norm)
 
 
 def partial(x, linear, bias: bool, state):
     return F.linear(x, linear.weight, linear.bias if bias else None)
 
 
-def best(x, norm, embedding, state: DecodeState):
-    logits = F.linear(normed(x, norm), embedding.weight).float()  # (B, V/n)
-    token = torch.arange(logits.shape[1], dtype=torch.int32, device=x.device) + embedding.start
-    temperature, seed, numbers = state.sampling[0].view(torch.float32), state.sampling[1], state.sampling[2:]
-    noisy = logits / temperature + gumbel(seed, numbers, state.positions + 1, token)
+def head_argmax(x: Residual, embedding, state: DecodeState):
+    logits = F.linear(x.read(), embedding.weight).float()  # (B, V/n)
+    token = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device) + embedding.start
+    temperature = state.sampling[0]
+    noisy = logits + temperature * gumbel(state.seeds, state.positions + 1, token)
     logits = torch.where(temperature > 0, noisy, logits).masked_fill(token >= embedding.vocab_size, float("-inf"))
     return order_key(logits, token).amax(1)[None]
 
 
 def order_key(value: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-    """An int64 whose order is that of (value, -token): the largest is the best token, the first of equals."""
+    """An int64 whose order is that of (value, -token): the largest is the argmax, the first of equals."""
     bits = value.view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # int32 with the order of the floats
     return ordered.long() << 32 | (0x7FFFFFFF - token.long())
@@ -66,7 +62,7 @@ def key_value(key: torch.Tensor) -> torch.Tensor:
     return torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).view(torch.float32)
 
 
-def pick(keys, state: DecodeState):
+def argmax(keys, state: DecodeState):
     """Not for a CUDA graph: torch has no way to write the host's memory from the device by position."""
     token = 0x7FFFFFFF - (keys.amax(0) & 0xFFFFFFFF)
     rows = state.live.nonzero()[:, 0].cpu()

@@ -15,6 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 @triton.jit
 def add_norm_kernel(x, y, weight, bias, eps, total, normed, D: tl.constexpr, WIDTH: tl.constexpr, ADD: tl.constexpr,
                     PDL: tl.constexpr):
+    """A program takes one token: x, y (T, D) -> total = x + y and its LayerNorm, normed, (T, D) each."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -36,6 +37,7 @@ def add_norm_kernel(x, y, weight, bias, eps, total, normed, D: tl.constexpr, WID
 
 @triton.jit
 def write_cache_kernel(qkv, slot_mapping, kv, kv_stride, qkv_stride, W: tl.constexpr, WIDTH: tl.constexpr):
+    """A program takes k or v of one token: qkv (T, 3W), slot_mapping (T,) -> kv (2, slots, W)."""
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)  # part 0: k, 1: v
     column = tl.arange(0, WIDTH)
     value = tl.load(qkv + token * qkv_stride + (part + 1) * W + column, mask=column < W, other=0.0)

@@ -1,7 +1,7 @@
 """What a decode step reads and writes beside weights and cache: B rows, one sequence each, all on the device."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -9,11 +9,21 @@ import torch
 from ..attention.metadata import slots
 
 
-class Scaled(NamedTuple):
-    """A residual with what a product behind its LayerNorm needs, so that no kernel of its own must normalize it."""
+class Residual(NamedTuple):
+    """The stream between two layers of a decode step, and how far the LayerNorm behind it has come.
 
-    x: torch.Tensor  # (B, D); the sums over a row of x and of x^2 are in the state's `moments`
-    scaled: torch.Tensor  # (B, D) x times the norm's weight
+    What reads it applies `norm` to `x`, unless an earlier kernel did (`normed`), or left the half of it that a
+    product can finish (`scaled`, with the row sums in the state).
+    """
+
+    x: torch.Tensor  # (B, D)
+    norm: torch.nn.LayerNorm  # what the next layer reads is norm(x)
+    normed: torch.Tensor | None = None  # (B, D) norm(x)
+    scaled: torch.Tensor | None = None  # (B, D) x, shifted by one number a row, times the norm's weight
+
+    def read(self) -> torch.Tensor:
+        """norm(x), (B, D)."""
+        return self.norm(self.x) if self.normed is None else self.normed
 
 
 @dataclass
@@ -26,13 +36,15 @@ class DecodeState:
     ids: torch.Tensor  # (B,) int64, the newest token
     positions: torch.Tensor  # (B,) int64, where it stands in its sequence: as many tokens are in the cache
     live: torch.Tensor  # (B,) int64, 1 or 0: by how much a step moves the position on
+    seeds: torch.Tensor  # (B,) int64, of each sequence's noise
     block_table: torch.Tensor  # (B, pages) int32
-    sampling: torch.Tensor  # (2 + B,) int32: temperature's bits (0: greedy), seed, each row's sequence number
+    sampling: torch.Tensor  # (3,) float32: temperature (0: greedy), top_k (0: all), top_p
     tokens: torch.Tensor  # (B, n_positions + 1) int32 in the host's pinned memory, by position; -1: not there yet
     arrived: torch.Tensor  # int32 zeros, where programs that share one result count themselves
-    moments: torch.Tensor  # (2, 2, B) int64: a row's sum, and sum of squares, for the LayerNorm behind; two in turn
+    row_sums: torch.Tensor  # (2, 3, B) int64: what a LayerNorm behind needs, see `products.wide`; two in turn
     block_size: int = 16
     turn: int = 0  # whose turn it is of the two
+    folded: dict = field(default_factory=dict)  # LayerNorms folded into the weights behind them, see `products.wide`
 
     @classmethod
     def empty(cls, batch: int, heads: int, length: int, device: torch.device, block_size: int = 16) -> DecodeState:
@@ -40,9 +52,9 @@ class DecodeState:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         tokens = torch.full((batch, length + 1), -1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        return cls(zeros(batch), zeros(batch), zeros(batch), zeros(batch, -(-length // block_size), dtype=torch.int32),
-                   zeros(2 + batch, dtype=torch.int32), tokens, zeros(max(4096, batch * heads), dtype=torch.int32),
-                   zeros(2, 2, batch), block_size)
+        return cls(zeros(batch), zeros(batch), zeros(batch), zeros(batch),
+                   zeros(batch, -(-length // block_size), dtype=torch.int32), zeros(3, dtype=torch.float32), tokens,
+                   zeros(max(4096, batch * heads), dtype=torch.int32), zeros(2, 3, batch), block_size)
 
     @property
     def batch(self) -> int:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from ..errors import RankError
+
 # torch 2.13 renamed the two single-tensor collectives
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -21,13 +23,21 @@ def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result."""
     if world.alone:
         return x
-    for algorithm in world.all_reduces:
-        if algorithm.takes(x):
-            break
+    algorithm = algorithm_for(x, world)
     if world.trace is None:
         return algorithm(x)
     with world.trace.collective("all_reduce", x, algorithm.name, layer):
         return algorithm(x)
+
+
+def algorithm_for(x: torch.Tensor, world):
+    """The world's first all-reduce algorithm that takes x. Raises RankError where there is none."""
+    for algorithm in world.all_reduces:
+        if algorithm.takes(x):
+            return algorithm
+    names = ", ".join(a.name for a in world.all_reduces) or "none at all: join the world, or give it `all_reduces`"
+    raise RankError(f"rank {world.rank}: no all-reduce algorithm of this world takes {tuple(x.shape)} in {x.dtype}; "
+                    f"it has {names}")
 
 
 def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
@@ -42,8 +52,8 @@ def all_gather(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
 
 def reduce_scatter(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     """Sum over the ranks and keep this rank's slice of the first dimension: (size * n, ...) -> (n, ...)."""
-    if world.size == 1:
-        return x
+    if world.alone:
+        return x.chunk(world.size)[world.rank]
     x = x.contiguous()
     out = x.new_empty(x.shape[0] // world.size, *x.shape[1:])
     _recorded(world, "reduce_scatter", x, layer, lambda: _reduce_scatter_single(out, x, group=world.group))
@@ -52,7 +62,7 @@ def reduce_scatter(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
 
 def broadcast(x: torch.Tensor, world, src: int = 0, layer: str = "") -> torch.Tensor:
     """Overwrite x on every rank with rank src's: (...) -> (...)."""
-    if world.size > 1:
+    if not world.alone:
         _recorded(world, "broadcast", x, layer, lambda: dist.broadcast(x, src, group=world.group))
     return x
 

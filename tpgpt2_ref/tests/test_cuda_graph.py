@@ -38,10 +38,10 @@ def step_logits(model, run, kernels, dtype):
         cache.normal_(generator=random)
     keys = []
 
-    def pick(key, state):
+    def argmax(key, state):
         keys.append(key.amax(0))
 
-    step = CapturedStep(lambda: run(model, kv, state, Kernels(**{**kernels.__dict__, "pick": pick})))
+    step = CapturedStep(lambda: run(model, kv, state, Kernels(**{**kernels.__dict__, "argmax": argmax})))
     state.block_table.copy_(torch.arange(1, 33, device=device).view(4, 8))
     state.positions.copy_(torch.tensor([0, 15, 16, 100]))
     state.ids.copy_(torch.tensor([1, 2, 3, 4]))

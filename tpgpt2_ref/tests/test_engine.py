@@ -1,17 +1,13 @@
 """The engine's decode: the step made of twins is gpt2.py's, rows end when they should, and noise is where it stands."""
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tpgpt2_ref.config import CacheConfig
 from tpgpt2_ref.engine import Engine, SamplingParams
-from tpgpt2_ref.engine import decode_graph as decoder
-from tpgpt2_ref.engine.engine import Sequence
+from tpgpt2_ref.engine.graph import PlainStep
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
 from tpgpt2_ref.engine.sampling import sample
 from tpgpt2_ref.kernels import KERNELS
@@ -27,39 +23,25 @@ TWINS = Rung("twins", "every function in plain torch", fused=())
 SAMPLED = [SamplingParams(), SamplingParams(0.8, seed=3), SamplingParams(1.1, top_k=9, top_p=0.8, seed=2**40 + 5)]
 
 
-@pytest.fixture
-def uncaptured(monkeypatch):
-    """`GraphDecoder` without a GPU: a captured step that just runs, from the first to the last line of `run`."""
-    monkeypatch.setattr(decoder, "CapturedStep", lambda step, pool: SimpleNamespace(replay=step, pool=pool))
-
-
-def make_decoding(model, rung=TWINS):
-    """An engine whose decode steps go through `GraphDecoder`, on a CPU."""
-    engine = Engine(model, rung=rung)
-    engine._decode = lambda sequences, params: graphs(engine).run(sequences, params)
-    return engine
-
-
-def graphs(engine):
-    engine.decoder = engine.decoder or decoder.GraphDecoder(engine.model, engine.kv_caches, 16, engine.rung)
-    return engine.decoder
+def make_graphs(model, rung=TWINS, **more):
+    """An engine that takes the graphs' way, from the first line to the last, on a CPU."""
+    return Engine(model, rung=rung, capture=PlainStep, **more)
 
 
 def decode_on_a_rank(world):
-    decoder.CapturedStep = lambda step, pool: SimpleNamespace(replay=step, pool=pool)  # in this rank's process
-    engine = make_decoding(load_model("random:gpt2-test", world))
+    engine = make_graphs(load_model("random:gpt2-test", world))
     return [engine.generate(PROMPTS, 9, params) for params in SAMPLED]
 
 
 @pytest.mark.parametrize("params", SAMPLED)
-def test_decoder_gives_gpt2s_tokens(uncaptured, params):
+def test_decoder_gives_gpt2s_tokens(params):
     model = load_model("random:gpt2-test", World.single())
     want = Engine(model).generate(PROMPTS, 9, params)
     for rung in (TWINS, Rung("readable", "gpt2.py", readable=True, fused=())):
-        engine = make_decoding(model, rung)
+        engine = make_graphs(model, rung)
         assert engine.generate(PROMPTS, 9, params) == want
         assert engine.generate(PROMPTS, 9, params) == want  # a second time, on the same state
-        assert [engine.generate([p], 9, params)[0] for p in PROMPTS[:1]] == want[:1]  # alone: number 0 as before
+        assert [engine.generate([p], 9, params)[0] for p in PROMPTS[:1]] == want[:1]  # alone
 
 
 def test_two_ranks_draw_the_tokens_of_one():
@@ -68,7 +50,7 @@ def test_two_ranks_draw_the_tokens_of_one():
     assert on_ranks(2, decode_on_a_rank) == [want, want]
 
 
-def test_sequences_end_at_their_own_time(uncaptured):
+def test_sequences_end_at_their_own_time():
     model = load_model("random:gpt2-test", World.single())
     params = SamplingParams(1.0, seed=1)
     free = Engine(model).generate(PROMPTS, 24, params)
@@ -76,17 +58,14 @@ def test_sequences_end_at_their_own_time(uncaptured):
     object.__setattr__(model.config, "eos_token_id", end)
     want = [new[: new.index(end) + 1] if end in new else new for new in free]
     try:
-        assert make_decoding(model).generate(PROMPTS, 24, params) == want
-        few = Engine(model, CacheConfig(num_blocks=5))  # some must wait for pages
-        few._decode = lambda sequences, params: graphs(few).run(sequences, params)
-        few.rung = TWINS
-        assert few.generate(PROMPTS, 24, params) == want
+        assert make_graphs(model).generate(PROMPTS, 24, params) == want
+        assert make_graphs(model, num_blocks=5).generate(PROMPTS, 24, params) == want  # some must wait for pages
     finally:
         object.__setattr__(model.config, "eos_token_id", 256)
 
 
-def test_the_cache_stays_where_it_is(uncaptured):
-    engine = make_decoding(load_model("random:gpt2-test", World.single()))
+def test_the_cache_stays_where_it_is():
+    engine = make_graphs(load_model("random:gpt2-test", World.single()))
     caches = set()
     for _ in range(3):
         engine.generate(PROMPTS, 5)
@@ -94,33 +73,19 @@ def test_the_cache_stays_where_it_is(uncaptured):
     assert len(caches) == 1  # graphs hold its address
 
 
-def test_prefill_of_a_bucket(monkeypatch):
+def test_prefill_of_a_bucket():
     """Prompts, and what fills the bucket up behind them: gpt2.py's logits and cache."""
     pytest.importorskip("triton")
-    from tpgpt2_ref.engine import prefill_graph, prefill_step
-    from tpgpt2_ref.kernels import plain
-
-    for name in ("add_norm", "write_cache"):
-        monkeypatch.setattr(prefill_step, name, getattr(plain, name))
-
-    def uncaptured(step):
-        step()
-        return SimpleNamespace(replay=step)
-
-    monkeypatch.setattr(prefill_graph, "CapturedStep", uncaptured)
-    monkeypatch.setattr(prefill_graph, "GRAPHED", ("NAIVE", "SDPA"))
-    engine = Engine(load_model("random:gpt2-test", World.single()))
-    for prompts in (PROMPTS, PROMPTS[2:3], [[3] * 64, [4] * 127]):
-        sequences = [Sequence(i, p, 1) for i, p in enumerate(prompts)]
-        engine._admit(deque(sequences), [], engine._cache_for(sequences))
+    engine = make_graphs(load_model("random:gpt2-test", World.single()))
+    for prompts in (PROMPTS, PROMPTS[2:3], [[3] * 64, [4] * 127], [[5] * 128]):
+        forward, sequences = engine.prefill_call(prompts), engine.scheduler.running
         with torch.inference_mode():
-            want = engine._prefill_logits(sequences)
+            want = engine._prefill(sequences)  # a bucket's first batch is gpt2.py's
             pages = [kv.clone() for kv in engine.kv_caches]
             for kv in engine.kv_caches:
                 kv.zero_()
-            graphs = prefill_graph.GraphPrefill(engine.model, engine.kv_caches, 16)
-            assert graphs.logits(sequences) is None  # a bucket's first batch
-            got = graphs.logits(sequences)
+            got = engine._prefill(sequences)
+        assert engine.prefills.buckets and torch.equal(forward(), want.argmax(-1))
         assert (got - want).abs().max() < 1e-4
         held = sorted(page for s in sequences for page in s.blocks)
         for kv, reference in zip(engine.kv_caches, pages):
@@ -167,11 +132,12 @@ def test_order_of_keys():
 def test_noise_is_gumbels():
     """Mean, variance and independence of 200,000 draws, and the same draw for the same place."""
     rows, token = torch.arange(200), torch.arange(1000, dtype=torch.int32)
-    noise = gumbel(1, rows, rows * 0 + 5, token)
+    noise = gumbel(rows, rows * 0 + 5, token)
     assert abs(noise.mean() - 0.5772) < 0.01 and abs(noise.var() - torch.pi**2 / 6) < 0.02
     assert torch.corrcoef(noise[:, :50].T).triu(1).abs().max() < 0.35
-    assert torch.equal(noise[3:4], gumbel(1, rows[3:4], rows[:1] * 0 + 5, token))
-    assert not torch.equal(noise, gumbel(2, rows, rows * 0 + 5, token))
+    assert torch.equal(noise[3:4], gumbel(rows[3:4], rows[:1] * 0 + 5, token))
+    for other in (torch.tensor(3 + 2**bit if bit < 63 else 3 - 2**63)[None] for bit in range(2, 64)):
+        assert not torch.equal(noise[3:4], gumbel(other, rows[:1] * 0 + 5, token))  # every bit of the seed counts
     assert hash32(torch.arange(1 << 16, dtype=torch.int32)).unique().numel() == 1 << 16
 
 
@@ -187,7 +153,7 @@ def test_sampling_follows_the_distribution():
 def test_full_cache_is_refused_before_anything_runs():
     from tpgpt2_ref.errors import UserError
 
-    engine = Engine(load_model("random:gpt2-test", World.single()), CacheConfig(num_blocks=3))
+    engine = Engine(load_model("random:gpt2-test", World.single()), num_blocks=3)
     with pytest.raises(UserError, match="2 pages of 16 tokens, one prompt needs 3"):
         engine.generate([[1], [2] * 30], 4)
     assert engine.kv_caches == []  # nothing was allocated

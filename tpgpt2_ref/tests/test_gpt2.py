@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tpgpt2_ref.config import FAMILY as FAMILY_CONFIGS
-from tpgpt2_ref.config import CacheConfig
 from tpgpt2_ref.engine import Engine, prompt_logits
 from tpgpt2_ref.gpt2 import GPT2Model
 from tpgpt2_ref.parallel.world import World
@@ -95,7 +94,7 @@ def test_batched_equals_alone(checkpoint):
 
 def test_sequences_wait_for_pages_and_none_is_lost(checkpoint):
     model = load_model(str(checkpoint(**TINY)[0]), World.single())
-    few = Engine(model, CacheConfig(num_blocks=4))  # 3 pages: one long prompt, or the two short ones, at a time
+    few = Engine(model, num_blocks=4)  # 3 pages: one long prompt, or the two short ones, at a time
     assert few.generate(PROMPTS, 8) == Engine(model).generate(PROMPTS, 8)
 
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from copy import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,21 @@ from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.kernels import KERNELS, Kernels, plain
-from tpgpt2_ref.kernels.state import DecodeState
-from tpgpt2_ref.kernels.tiles import ALL_WIDE, MEASURED, WARP, attention_tile, size_of, tile_for
+from tpgpt2_ref.kernels.state import DecodeState, Residual
+from tpgpt2_ref.kernels.tiles import (
+    ALL_WIDE,
+    MEASURED,
+    WARP,
+    Gemv,
+    Skinny,
+    TensorCore,
+    Vector,
+    Wide,
+    attention_tile,
+    size_of,
+    tile_for,
+)
 from tpgpt2_ref.parallel.world import World
-from tpgpt2_ref.request import SamplingParams
 from tpgpt2_ref.weights import load_model
 
 from .conftest import ROOT, on_ranks
@@ -58,7 +70,7 @@ class Case:
         self.state.block_table.copy_((1 + torch.randperm(pages, generator=random)).view_as(self.state.block_table))
         self.state.positions.copy_(torch.randint(1, length - 1, (batch,), generator=random))
         self.state.positions[0] = 0 if batch > 1 else length - 2
-        self.state.sampling[1], self.state.sampling[2:] = 7, torch.arange(batch)
+        self.state.seeds.copy_(torch.arange(batch) * 2**40 + 7)
         self.kv_cache = normal(2, pages + 1, 16, heads, head_size)
         self.qkv = normal(batch, 3 * heads * head_size)
 
@@ -69,27 +81,28 @@ class Case:
             setattr(state, name, getattr(self.state, name).clone())
         if self.x.is_cuda:
             state.tokens = state.tokens.pin_memory()
-        state.sampling[0] = torch.tensor(temperature).view(torch.int32).item()
+        state.sampling[0] = temperature
+        x, normed = Residual(self.x, self.norm), Residual(self.x, None, normed=self.x)
         out = {
             "embed": kernels.embed(state, self.wte, self.wpe, position=True),
             "embed of another rank": kernels.embed(state, self.wte, self.wpe, position=False),
-            "qkv": kernels.qkv(self.x, self.norm, self.c_attn, state),
-            "qkv of a normed x": kernels.qkv(self.x, None, self.c_attn, state),
+            "qkv": kernels.qkv(x, self.c_attn, state),
+            "qkv of a normed x": kernels.qkv(normed, self.c_attn, state),
             "attention": kernels.attention(self.qkv, kv_cache, state),
             "kv_cache": kv_cache,
-            "gelu": kernels.gelu(self.x, self.norm, self.c_fc, state),
-            "add": kernels.add(self.inner, self.c_proj, self.x, state),
+            "gelu": kernels.gelu(x, self.c_fc, state),
+            "add": kernels.add(self.inner, self.c_proj, x, self.norm, state).x,
             "partial": kernels.partial(self.inner, self.c_proj, bias=False, state=state),
         }
-        out["key"] = kernels.best(self.x, self.norm, self.wte, state).amax(0)
-        keys = plain.best(self.x, self.norm, self.wte, state)
-        kernels.pick(torch.stack([keys, keys], -1)[..., 0], state)  # rows and columns apart, as a gather leaves them
+        out["key"] = kernels.head_argmax(x, self.wte, state).amax(0)
+        keys = plain.head_argmax(x, self.wte, state)
+        kernels.argmax(torch.stack([keys, keys], -1)[..., 0], state)  # rows and columns apart, as a gather leaves them
         if self.x.is_cuda:
             torch.cuda.synchronize()
         return out | {"ids": state.ids, "positions": state.positions, "tokens": state.tokens}
 
     def logits(self) -> torch.Tensor:
-        """(B, V): what `best` chooses from, by the twin's own arithmetic; the columns start at wte.start."""
+        """(B, V): what `head_argmax` chooses from, by the twin's own arithmetic; the columns start at wte.start."""
         return torch.nn.functional.linear(self.norm(self.x), self.wte.weight).float()
 
 
@@ -165,56 +178,60 @@ def test_a_wrong_kernel_is_seen():
     """The comparison itself: a twin that forgets the bias, or the newest token, does not pass."""
     case = Case("cpu", torch.float32, 3, 2, 16, 64)
     hold_equal(case, Kernels.choose(()))
-    for wrong in (dict(add=lambda x, linear, residual, state: residual + x @ linear.weight.T),
+    for wrong in (dict(add=lambda x, linear, r, norm, state: Residual(r.x + x @ linear.weight.T, norm)),
                   dict(attention=lambda qkv, kv_cache, state: plain.attention(qkv, kv_cache.clone(), state)),
-                  dict(best=lambda x, norm, *more: plain.best(-x, norm, *more))):
+                  dict(head_argmax=lambda x, *more: plain.head_argmax(Residual(-x.x, x.norm), *more))):
         with pytest.raises(AssertionError):
             hold_equal(case, Kernels(**{name: wrong.get(name, getattr(plain, name)) for name in KERNELS}))
 
 
 def hold_split_equal(case: Case):
     """Work that several programs share, more often than once: the counters return to zero."""
-    from tpgpt2_ref.kernels import attention, linear
+    from tpgpt2_ref.kernels import decode_attention, products
 
     written = case.kv_cache.clone()
     twin = plain.attention(case.qkv, written, case.state)
-    for tile in (dict(BLOCK=16), dict(BLOCK=64), dict(BLOCK=16, SPAN=16, STAGES=1), dict(BLOCK=16, SPAN=32, STAGES=2),
-                 dict(BLOCK=32, SPAN=64, STAGES=3)):
-        tile["num_warps"] = 4
+    for tile in (Vector(16, 4), Vector(64, 4), TensorCore(16, 16, 1, 4), TensorCore(16, 32, 2, 4),
+                 TensorCore(32, 64, 3, 4)):
         kv_cache = case.kv_cache.clone()
-        assert_close("attention", attention.attention(case.qkv, kv_cache, case.state, tile=tile), twin, twin.dtype)
+        fused = decode_attention.attention(case.qkv, kv_cache, case.state, tile=tile)
+        assert_close("attention", fused, twin, twin.dtype)
         assert torch.equal(kv_cache, written)
         assert not case.state.arrived.any()
-    tile = dict(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
-    for name, more in (("gelu", dict(tile)), ("gelu", dict(tile, SPLITS=1)), ("qkv", dict(tile, SPLITS=1)),
-                       ("best", dict(tile, SPLITS=1))) * 2:  # each behind an `add` of its own
-        left = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile, next_norm=case.norm)
-        rest = {"gelu": (case.c_fc,), "qkv": (case.c_attn,), "best": (case.wte,)}[name]
-        fused = getattr(linear, name)(left, case.norm, *rest, case.state, tile=more)
-        twin = getattr(plain, name)(left.x, case.norm, *rest, case.state)
-        if name == "best":
+    x = Residual(case.x, case.norm)
+    tile = Wide(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
+    whole = replace(tile, SPLITS=1)
+    for name, more in (("gelu", tile), ("gelu", whole), ("qkv", whole), ("head_argmax", whole)) * 2:
+        left = products.add(case.inner, case.c_proj, x, case.norm, case.state, tile=tile, scaled=True)
+        linear = {"gelu": case.c_fc, "qkv": case.c_attn, "head_argmax": case.wte}[name]
+        fused = getattr(products, name)(left, linear, case.state, tile=more)
+        twin = getattr(plain, name)(Residual(left.x, case.norm), linear, case.state)
+        if name == "head_argmax":
             fused, twin = plain.key_value(fused.amax(0)), plain.key_value(twin.amax(0))
         assert_close(f"{name} behind a scaled norm", fused, twin, case.x.dtype)
-        assert not case.state.moments[case.state.turn].any() and case.state.moments[1 - case.state.turn].all()
+        now, before = case.state.row_sums[case.state.turn], case.state.row_sums[1 - case.state.turn]
+        assert not now[:2].any() and before[:2].all()
     for _ in range(2):
-        fused = linear.add(case.inner, case.c_proj, case.x, case.state, tile=tile)
-        twin = plain.add(case.inner, case.c_proj, case.x, case.state)
+        fused = products.add(case.inner, case.c_proj, x, case.norm, case.state, tile=tile).x
+        twin = plain.add(case.inner, case.c_proj, x, case.norm, case.state).x
         assert (fused.double() - twin.double()).norm() < TOLERANCE[twin.dtype] * twin.double().norm()
         assert not case.state.arrived.any()
 
 
-def hold_steps_equal(params):
+def hold_steps_equal(filtered):
     """Steps of a whole model in a row, of more rows than `ALL_WIDE`: what one leaves behind doesn't meet the next."""
     model = load_model("random:gpt2-test", World.single())
     c, tokens = model.config, []
     for kernels in (Kernels.choose(()), Kernels.choose(scaled_norm=True)):
         state = DecodeState.empty(ALL_WIDE + 1, c.n_head, c.n_positions, torch.device("cpu"))
         state.live.fill_(1)
+        state.sampling.copy_(torch.tensor([1.0, 5, 1] if filtered else [0.0, 0, 1]))
+        state.seeds.fill_(3)
         state.ids.copy_(torch.arange(state.batch))
         state.block_table[:, 0] = torch.arange(1, state.batch + 1)
         kv_caches = allocate_kv_cache(c.n_layer, state.batch + 1, 16, c.n_head, c.head_size, torch.float32, "cpu")
         for _ in range(3):
-            decode_step(model, kv_caches, state, kernels, params)
+            decode_step(model, kv_caches, state, kernels, filtered)
         tokens.append(state.tokens[:, 1:4])
     assert (tokens[0] == tokens[1]).float().mean() > 0.95 and (tokens[0] >= 0).all()
 
@@ -234,7 +251,7 @@ def tokens_of_steps(world, batch: int, fused: tuple[str, ...]) -> torch.Tensor:
 
 
 def hold_ranks_equal():
-    """The tokens of tensor cores' kernels and of those for few rows: `many` and `few`, `wide` and `skinny`."""
+    """The tokens of tensor cores' kernels and of those for few rows: `TensorCore` and `Vector`, `Wide` and `Skinny`."""
     from tpgpt2_ref.tests import test_kernels as here  # by its name, under which other processes find it
 
     for batch in (3, ALL_WIDE + 1):
@@ -249,19 +266,20 @@ def test_tiles_fit_every_model():
         for ranks in (1, 2, 4, 8):
             local = -(-c.n_head // ranks) * c.head_size
             d = c.n_embd
-            for then, n, k in (("qkv", 3 * local, d), ("gelu", c.inner // ranks, d), ("best", c.vocab_size // ranks, d),
-                               ("add", d, local), ("add", d, c.inner // ranks), ("store", d, c.inner // ranks)):
+            for then, n, k in (("qkv", 3 * local, d), ("gelu", c.inner // ranks, d),
+                               ("argmax", c.vocab_size // ranks, d), ("add", d, local), ("add", d, c.inner // ranks)):
                 for batch in (1, 2, 3, 4, 5, 8, 16, 17, 64, 256):
                     tile = tile_for(then, batch, n, k)
-                    assert "STAGES" in tile or batch < ALL_WIDE
-                    if "SLICES" in tile:
-                        assert tile["ROWS"] * k * 2 <= 128 << 10
-                        assert tile["ROWS"] * k <= max(16 * k, 2 * WARP * tile["num_warps"])
-                    elif "DEPTH" in tile:
-                        assert tile["STAGES"] * (tile["ROWS"] + tile["B"]) * tile["DEPTH"] * 2 <= 160 << 10
+                    assert isinstance(tile, Wide) or batch < ALL_WIDE
+                    if isinstance(tile, Skinny):
+                        assert tile.ROWS * k * 2 <= 128 << 10
+                        assert tile.ROWS * k <= max(16 * k, 2 * WARP * tile.num_warps)
+                    elif isinstance(tile, Wide):
+                        assert tile.STAGES * (tile.ROWS + tile.B) * tile.DEPTH * 2 <= 160 << 10
                     else:
-                        assert batch < 5 and tile["ROWS"] * k <= max(k, 2 * WARP * tile["num_warps"])
-                    assert attention_tile(batch, local // c.head_size)["BLOCK"] % 16 == 0
+                        assert isinstance(tile, Gemv)
+                        assert batch < 5 and tile.ROWS * k <= max(k, 2 * WARP * tile.num_warps)
+                    assert attention_tile(batch, local // c.head_size).BLOCK % 16 == 0
 
 
 def test_measured_tiles_are_written_as_they_are_read():
@@ -295,5 +313,5 @@ elif __name__ == "__main__":
         hold_prefill_equal(small)
     hold_split_equal(small)
     with torch.inference_mode():
-        for how in (None, SamplingParams(1.0, top_k=5, seed=3)):
-            hold_steps_equal(how)
+        for filtered in (False, True):
+            hold_steps_equal(filtered)

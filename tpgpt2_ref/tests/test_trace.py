@@ -74,6 +74,7 @@ class PushOverGloo(AllReduce):
     """push's interface, fused sum and gather included, over the group's own sum."""
 
     name = "push"
+    gathers = True
 
     def __init__(self, world):
         self.world, self.sum = world, world.all_reduces[-1]

@@ -21,12 +21,18 @@ class AttentionBackend(ABC):
 
     name: str
     cuda_graphs = True  # may a decode step, `build` and `forward`, be captured? Not if it asks the GPU for a length
+    prefill_graphs = False  # may a prefill be captured?
 
     def __init__(self, num_heads: int, head_size: int, dtype: torch.dtype, block_size: int = 16,
                  cache_dtype: str = "auto"):
         self.num_heads, self.head_size, self.dtype = num_heads, head_size, dtype
         self.block_size, self.cache_dtype = block_size, cache_dtype
         self.scale = head_size**-0.5
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """What keys and values are kept in."""
+        return self.dtype if self.cache_dtype == "auto" else torch.float8_e4m3fn
 
     @classmethod
     def load(cls) -> ModuleType:

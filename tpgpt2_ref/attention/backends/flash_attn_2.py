@@ -12,6 +12,7 @@ from .gather import gather, pack, whole_pages
 
 class FlashAttention2(AttentionBackend):
     name = "FLASH_ATTN_2"
+    prefill_graphs = True
     PACKAGES = ("vllm.vllm_flash_attn._vllm_fa2_C", "flash_attn", "torch.nn.attention.varlen")
 
     def __init__(self, *args, **kwargs):

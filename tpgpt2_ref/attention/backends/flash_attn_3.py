@@ -13,6 +13,7 @@ from .base import AttentionBackend, import_package
 
 class FlashAttention3(AttentionBackend):
     name = "FLASH_ATTN_3"
+    prefill_graphs = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -14,6 +14,7 @@ class AllReduce(ABC):
 
     name: str  # as rows of a trace and results name it
     limit: float = inf  # the largest tensor, in bytes, that it is given; see `LIMITS`
+    gathers = False  # whether it has `gather`
 
     @classmethod
     def missing(cls, world) -> str | None:
@@ -27,6 +28,18 @@ class AllReduce(ABC):
     def takes(self, x: torch.Tensor) -> bool:
         """Whether it is able to, and the size is one for which it was chosen."""
         return x.nbytes <= self.limit and self.can(x)
+
+    def fuses(self, partial: torch.Tensor) -> bool:
+        """Whether `fused_add_norm` takes partial sums of this shape (T, D) and dtype."""
+        return False
+
+    def fused_add_norm(self, partial, bias, residual, weight, bias_ln, eps: float, pdl: bool = False):
+        """All-reduce, bias, residual and LayerNorm in one kernel, for tensors that `fuses` accepts."""
+        raise NotImplementedError(f"{self.name} sums, and nothing more")
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """All-gather: x (...) -> (size, ...), rank 0's first. Where `gathers`."""
+        raise NotImplementedError(f"{self.name} does not gather")
 
     @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

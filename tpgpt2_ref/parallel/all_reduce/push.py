@@ -42,6 +42,7 @@ class PushAllReduce(AllReduce):
     """Sums tensors of up to 16 MiB at two ranks, 8 MiB at four, 4 MiB at eight."""
 
     name = "push"
+    gathers = True
 
     def __init__(self, world):
         rows = ROWS_OF_ALL // world.size
