@@ -4,7 +4,7 @@
         + sum over collectives of alpha + beta * bytes
 
 GPT-2's all-reduces stand on the critical path, so nothing overlaps and the terms add up. A byte of cache has a price
-for each of a decode step's two attention kernels (`kernels/decode_attention.py`). The work's six coefficients are fitted to
+for each of a decode step's two kernels (`kernels/decode_attention.py`). The work's six coefficients are fitted to
 half the rows of decode.json or prefill.json and judged on the others: for each rung of the ladder and, where rows
 suffice, for each kind of kernel that a decode step's batch calls for. The half is drawn at random out of every
 (tp, sum), so that both sides hold all; DRAWS further halves say how much hangs on the draw.
