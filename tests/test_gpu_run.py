@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tpgpt2_ref.cli import parser
@@ -30,17 +29,19 @@ def test_steps_grow_with_the_gpus(tmp_path):
 
 
 def test_the_steps_run_every_gpu_test_once(tmp_path):
-    def tests(argv):
-        out = subprocess.run([*argv, "--collect-only"], cwd=gpu_run.ROOT, capture_output=True, text=True).stdout
-        return [line for line in out.splitlines() if "::" in line]
-
     steps = {s.name: s for s in gpu_run.steps(tmp_path, 4)}
     *pytest, selected = steps["tests-compiled"].argv
     assert "compiles" in selected
-    with ThreadPoolExecutor(2) as pool:  # each imports torch
-        compiled, part, every, *others = pool.map(tests, (
-            [*pytest, selected], [*pytest, selected, "--part", "2/3"], [*pytest, "gpu or gpus"],
-            *(steps[f"tests-{n}"].argv for n in (1, 2, 4))))
+    wanted = [[*pytest, selected], [*pytest, selected, "--part", "2/3"], [*pytest, "gpu or gpus"],
+              *(steps[f"tests-{n}"].argv for n in (1, 2, 4))]
+    code = """if True:
+        import json, sys, pytest
+        for argv in json.loads(sys.argv[1]):
+            print("=====")
+            pytest.main([*argv, "--collect-only"])"""  # torch is imported once, not six times
+    found = subprocess.run([sys.executable, "-c", code, json.dumps([argv[3:] for argv in wanted])], cwd=gpu_run.ROOT,
+                           capture_output=True, text=True).stdout.split("=====")[1:]
+    compiled, part, every, *others = [[line for line in out.splitlines() if "::" in line] for out in found]
     assert all(others) and sorted(compiled + sum(others, [])) == sorted(every)
     assert part == compiled[1::3]
 
