@@ -18,7 +18,7 @@ FIGURES = ("image/svg+xml", "image/png", "text/html")
 
 def contents(node=None) -> list[str]:
     """The table of contents, in order."""
-    node = yaml.safe_load((ROOT / "_toc.yml").read_text()) if node is None else node
+    node = yaml.safe_load((BOOK / "_toc.yml").read_text()) if node is None else node
     if isinstance(node, list):
         return [file for child in node for file in contents(child)]
     if not isinstance(node, dict):
@@ -33,10 +33,14 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in out.stdout.split("\0") if name]
 
 
-@pytest.mark.parametrize("name", ["_config.yml", "_toc.yml"])
-def test_the_links_in_book_lead_to_the_top_level(name):
-    link = BOOK / name
-    assert link.is_symlink() and not link.readlink().is_absolute() and link.resolve() == ROOT / name
+def test_a_clone_without_links_builds_the_book():
+    """Windows checks a link out as a text file that holds a path: only the top level has two, which no build reads."""
+    tracked()  # skips outside of git
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    links = {line.split("\t")[1] for line in listed if line.startswith("120000")}
+    assert links == {"_config.yml", "_toc.yml"}
+    for name in links:
+        assert (ROOT / name).is_file() and isinstance(yaml.safe_load((BOOK / name).read_text()), dict)
 
 
 def test_every_page_of_the_contents_is_there_and_every_page_is_in_the_contents():
