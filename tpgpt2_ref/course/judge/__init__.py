@@ -19,4 +19,4 @@ from .model import split_moves, sums_per_pair, who_sums_a_token
 from .rules import NOW, THEN, accepted, asked_in_order, backends_of_flash, chosen, flash_dtypes, flash_heads, flex_takes
 from .rules import forced, hopper_row, in_both, names_with_dot, obeyed, outcome_on_hopper, who_gets_fa2, who_gets_fa3
 from .runs import bound_by, features_of_fa3, one_token, own_link, recorded, share_rows, shares
-from .runs import us_per_element, utilization
+from .runs import speedups, us_per_element, utilization

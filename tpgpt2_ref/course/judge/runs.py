@@ -61,6 +61,21 @@ def shares() -> Measured:
     return Measured([100 * r["communication_share"] for r in share_rows()], recorded("decode").label)
 
 
+def speedups(name: str, rung: str, gpus: int = 2) -> list[dict]:
+    """Where several GPUs pay, as recorded: each `decode` step or `prefill` of a rung that one GPU ran too.
+
+    -> [{model, batch, prompt_len, sum, one_us, many_us, speedup}], by model, batch and length; the engine's own rows
+    """
+    us = "us_per_step_median" if name == "decode" else "wall_us_median"
+    case = ("model", "batch", "prompt_len")
+    rows = [r for r in (*recorded(name, 2).rows, *(recorded(name, gpus).rows if gpus != 2 else ()))
+            if (r["engine"], r["rung"]) == ("tpgpt2", rung)]
+    one = {tuple(r[k] for k in case): r[us] for r in rows if r["tp"] == 1}
+    return [{**{k: r[k] for k in (*case, "sum")}, "one_us": one[key], "many_us": r[us], "speedup": one[key] / r[us]}
+            for r in sorted(rows, key=lambda r: [str(r[k]).zfill(9) for k in (*case, "sum")])
+            if r["tp"] == gpus and r["sum"] != "none" and (key := tuple(r[k] for k in case)) in one]
+
+
 def utilization() -> dict:
     """The most that NCCL's all-reduce gets out of NVLink: {busbw, one_way, share}, GB/s one way."""
     best = max(r["busbw_gb_per_s"] for r in own_link("all_reduce", "nccl", graph=False).values())
