@@ -124,21 +124,23 @@ def timelines() -> list[dict]:
         for row in run.rows:
             cases[tuple(row[k] for k in about)].append(row)
         for case, rows in cases.items():
-            inside = [r for r in rows if r["layer"].startswith("h.") and ".attn" in r["layer"]
-                      and r["kind"] != "instant"]
-            calls = defaultdict(list)  # a collective's place in its layer -> its rows
-            for layer in sorted({r["layer"].split(".")[1] for r in inside}):
-                for rank in range(case[1]):
-                    mine = [r for r in inside if r["rank"] == rank and r["layer"].split(".")[1] == layer]
-                    for i, r in enumerate(mine):
-                        calls[i, r["stage"], r["op"]].append(r)
-            stages = []
-            for (_, stage, op), same in calls.items():
-                field = "transfer_us" if op else "us"
-                us = [median(r[field] for r in same if r["rank"] == rank) for rank in range(case[1])]
-                stages.append({"stage": stage, "op": op, "bytes": same[0]["bytes"], "path": same[0]["path"],
-                               "us": [round(min(us), 3)] * case[1] if op else [round(x, 3) for x in us]})
-            found.append({"label": run.label, **dict(zip(about, case, strict=True)), "stages": stages,
-                          "layers": len({r["layer"] for r in inside if r["stage"] == "T1"}),
-                          "step_us": round(max(r["start_us"] + r["us"] for r in rows), 1)})
+            found.append({"label": run.label, **dict(zip(about, case, strict=True)), **half_layer(rows, case[1])})
     return found
+
+
+def half_layer(rows: list[dict], tp: int) -> dict:
+    """Rows of one timeline -> {stages, layers, step_us}: medians over its layers' attention halves, see `timelines`."""
+    inside = [r for r in rows if r["layer"].startswith("h.") and ".attn" in r["layer"] and r["kind"] != "instant"]
+    calls = defaultdict(list)  # a stage's place in its layer -> its rows
+    for layer in sorted({r["layer"].split(".")[1] for r in inside}):
+        for rank in range(tp):
+            mine = [r for r in inside if r["rank"] == rank and r["layer"].split(".")[1] == layer]
+            for i, r in enumerate(mine):
+                calls[i, r["stage"], r["op"]].append(r)
+    stages = []
+    for (_, stage, op), same in calls.items():
+        us = [median(r["transfer_us" if op else "us"] for r in same if r["rank"] == rank) for rank in range(tp)]
+        stages.append({"stage": stage, "op": op, "bytes": same[0]["bytes"], "path": same[0]["path"],
+                       "us": [round(min(us), 3)] * tp if op else [round(x, 3) for x in us]})
+    return {"stages": stages, "layers": len({r["layer"] for r in inside if r["stage"] == "T1"}),
+            "step_us": round(max(r["start_us"] + r["us"] for r in rows), 1)}

@@ -11,11 +11,11 @@ from ...attention.matrix import MATRIX, PACKAGES
 from ...attention.platform import Platform, version
 from ...attention.selector import get_attn_backend
 from ...errors import UserError
+from ...notebook.palette import COLOURS
+from . import NAMES
 from .collective import ALGORITHMS, collective
 from .data import GPUS, embedded
 from .heads import heads
-
-NAMES = ("heads", "selector", "collective", "timeline", "roofline", "cost", "prediction", "prediction-score")
 
 
 def html(name: str, initial: dict | None = None) -> str:
@@ -44,8 +44,9 @@ def heads_figure(initial: dict) -> str:
         for h in range(found["heads"]):
             middle = (h + 0.5) * found["head_size"]
             rank = next(r["rank"] for r in found["ranks"] if r[name][0] <= middle < r[name][1])
+            colour = f"var(--tp-rank-{rank % 8}, {COLOURS[f'rank-{rank % 8}'][0]})"
             rows.append(f'<rect x="{20 + h * wide:.1f}" y="{y}" width="{wide - 1:.1f}" height="26" '
-                        f'fill="var(--tp-rank-{rank % 8})"><title>head {h}: rank {rank}</title></rect>')
+                        f'fill="{colour}"><title>head {h}: rank {rank}</title></rect>')
     said = f"{len(found['parted'])} of {found['heads']} heads are parted" if found["parted"] else "no head is parted"
     label = f"c_attn's columns of {found['gpt2']} over {found['tp']} ranks, {found['cut']}: {said}"
     return (f'<svg viewBox="0 0 624 112" role="img" aria-label="{label}" style="max-width:100%">{"".join(rows)}</svg>'

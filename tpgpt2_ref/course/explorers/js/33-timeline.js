@@ -8,7 +8,8 @@ tpgpt2.explorers.timeline = function (root, initial, live) {
   const PHASES = { "decode graph": "decode step, CUDA graph", "decode eager": "decode step, kernel by kernel",
     "prefill eager": "prefill, kernel by kernel" };
   const phaseOf = (t) => `${t.phase} ${t.graph ? "graph" : "eager"}`;
-  const find = (s) => T.data.timelines.find((t) => t.plan === s.plan && phaseOf(t) === s.phase && t.tp === s.tp);
+  const find = (s) => T.data.timelines.find((t) => t.plan === s.plan && phaseOf(t) === s.phase && t.tp === s.tp
+    && !!t.here === (s.source === "here"));
 
   // The half layer as it runs when rank 1 begins `late` microseconds after the others: bars by rank, with their waiting
   T.lateTimeline = function (recorded, late) {
@@ -99,24 +100,27 @@ tpgpt2.explorers.timeline = function (root, initial, live) {
         + `${T.us(t.step_us)} to ${T.us(extra)} (${T.percent(more / t.step_us, 1)}) if it happens once, to ${T.us(each)} if `
         + "in every layer."));
     }
-    const tail = state.here ? h("p", { class: "tpx-caption" }, `Here: ${state.here}`) : null;
     return { figure: [picture(t, made, at, width, longest), T.legend([["var(--tp-computing)", "computing"],
       ["var(--tp-waiting)", "waiting for another rank"], ["var(--tp-moving)", "moving: a collective"]]),
     T.stepper(panel, "at", 5, "Stages T0 to T5"), table,
     h("p", { class: "tpx-caption" }, `Medians over ${t.layers} layers of ${t.model}, batch ${t.batch}, ${t.prompt_len} tokens, `
-      + `${t.backend}. Recorded: ${t.label}. Gaps between kernels are left out.`), tail], answer: lines };
+      + `${t.backend}. ${t.here ? "Measured" : "Recorded"}: ${t.label}. Gaps between kernels are left out.`)], answer: lines };
   }
 
   function settle(state) {
     // the nearest recording to what was just asked for
     if (find(state)) return;
     const score = (t) => (t.tp === state.tp) * 1 + (t.plan === state.plan) * 2 + (phaseOf(t) === state.phase) * 1.5;
-    const t = T.least(T.data.timelines, (c) => -score(c));
+    if (state.source === "here") {
+      state.source = "recorded";
+      if (find(state)) return;
+    }
+    const t = T.least(T.data.timelines.filter((c) => !c.here), (c) => -score(c));
     Object.assign(state, { plan: t.plan, phase: phaseOf(t), tp: t.tp });
   }
 
   const can = (state, change) => !!find({ ...state, ...change });
-  const state = { plan: "shipped", phase: "decode graph", tp: 2, late: 0, at: 5, ...initial };
+  const state = { plan: "shipped", phase: "decode graph", tp: 2, late: 0, at: 5, source: "recorded", ...initial };
   settle(state);
   const panel = T.panel(root, { title: "T0 to T5: half a layer on a clock, and what a late rank costs", draw,
     changed: settle, controls: [
@@ -126,10 +130,17 @@ tpgpt2.explorers.timeline = function (root, initial, live) {
         can(s, { phase: v })) },
       { key: "tp", kind: "radio", label: "Ranks", options: (s) => [...new Set(T.data.timelines.map((t) => t.tp))]
         .map((n) => [n, String(n), can(s, { tp: n }) ? "" : "not recorded as drawn"]) },
+      { key: "source", kind: "radio", label: "Times", options: (s) => [["recorded", "recorded"], ["here", "measured here",
+        can(s, { source: "here" }) ? "" : "not measured"]], hidden: () => !T.data.timelines.some((t) => t.here) },
       { key: "late", kind: "slide", label: "Rank 1 is late by", values: [0, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 500],
         format: (v) => `${v} µs` },
     ] }, state);
   if (live) live.attach(panel, (s) => ({ plan: s.plan, phase: s.phase.split(" ")[0], graph: s.phase.endsWith("graph"),
-    tp: s.tp, batch: find(s).batch, prompt_len: find(s).prompt_len, model: find(s).model }));
+    tp: s.tp, batch: find(s).batch, prompt_len: find(s).prompt_len, model: find(s).model }),
+  (s, found) => {
+    T.data.timelines = [found.timeline, ...T.data.timelines.filter((t) => !(t.here && t.plan === found.timeline.plan
+      && t.tp === found.timeline.tp && phaseOf(t) === phaseOf(found.timeline)))];
+    s.source = "here";
+  });
   return panel;
 };
