@@ -17,7 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tpgpt2_ref.course.explorers import script, static  # noqa: E402  this checkout's, whatever is installed
+from tpgpt2_ref.explorers import script, static  # noqa: E402  this checkout's, whatever is installed
 
 MADE = {"tpgpt2-data.js": script.data_script, "tpgpt2.js": script.script, "tpgpt2.css": script.style}
 

@@ -1,11 +1,11 @@
-"""What teaches: the claims, explorers, exercises and the sabotage lab. A chapter takes its tools here:
+"""What teaches: the claims, exercises and the sabotage lab. A chapter takes its tools here:
 
     from tpgpt2_ref.course import check, claim, diagram, exercise, explorer, picture, predict, sabotage
 """
 from importlib import import_module
 
-_ROOMS = {"diagram": "..pictures", "picture": "..pictures", "claim": ".claims", "explorer": ".explorers",
-          "predict": ".explorers", "check": ".exercises", "exercise": ".exercises", "score": ".exercises"}
+_ROOMS = {"diagram": "..pictures", "picture": "..pictures", "claim": ".claims", "explorer": "..explorers",
+          "predict": "..explorers", "check": ".exercises", "exercise": ".exercises", "score": ".exercises"}
 
 
 def __getattr__(name: str):

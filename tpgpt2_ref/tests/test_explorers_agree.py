@@ -22,8 +22,8 @@ from tpgpt2_ref.commands.select import imagined
 from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.cost import collectives as cost_collectives
 from tpgpt2_ref.cost import forward as cost_forward
-from tpgpt2_ref.course.explorers import collective, data, heads, script
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.explorers import collective, data, heads, script
 
 MANY = 5000
 NODE = shutil.which("node") or shutil.which("nodejs")

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from tpgpt2_ref.course.explorers import NAMES, widget
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.explorers import NAMES, widget
 
 STEP = {"gpt2": "gpt2-test", "tp": 2, "batch": 1, "tokens": 16, "context": 0, "sum": "auto", "link": ""}
 POINTS = {
@@ -118,7 +118,7 @@ def test_nothing_is_left_running(how):
 
 
 def test_it_ends_with_the_process_that_asked():
-    code = ("import sys\nfrom tpgpt2_ref.course.explorers.measure import Measurement\n"
+    code = ("import sys\nfrom tpgpt2_ref.explorers.measure import Measurement\n"
             "m = Measurement('collective', {'world': 2, 'bytes': 1 << 24, 'algorithm': 'ring'}, print)\n"
             "print(m.process.pid, flush=True)\nsys.stdin.read()")
     asker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -52,7 +52,7 @@ def test_torch_distributed_stays_behind_its_door():
 
 ORDER = [{"errors", "config", "trace", "noise", "request", "files"}, {"parallel", "attention", "kernels"}, {"gpt2"},
          {"weights", "tokenizer", "checkpoints", "engine"}, {"recorded", "cost"}, {"bench"},
-         {"notebook", "pictures", "figures"}, {"course"},
+         {"notebook", "pictures", "figures", "explorers"}, {"course"},
          {"commands", "cli"}]
 
 

@@ -11,7 +11,7 @@ The other three are `parallel/all_reduce`; a test compares `bytes_out` with thei
 """
 from __future__ import annotations
 
-from ...errors import UserError
+from ..errors import UserError
 
 ALGORITHMS = ("ring", "one_shot", "two_shot", "push")
 

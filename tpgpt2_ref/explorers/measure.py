@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from ...errors import UserError
+from ..errors import UserError
 from .data import half_layer
 
 MEASURES = ("collective", "timeline", "roofline", "cost")
@@ -124,7 +124,7 @@ class Measurement:
 
 def attention_rows(point: dict) -> dict:
     """One shape of attention through one backend, as `bench attention` measures it."""
-    from ...bench.attention import sweep
+    from ..bench.attention import sweep
 
     shape = tuple(point[k] for k in ("phase", "batch", "seq_len", "head_size", "dtype"))
     rows = [row for row, _ in sweep([point["backend"]], shapes=[shape])]

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from functools import cache
 from statistics import median
 
-from ...attention import matrix, vllm_rules
-from ...attention.platform import KINDS
-from ...config import DTYPES, FAMILY, PLANS
-from ...cost.forward import INNER_MULTIPLE, VOCAB_MULTIPLE
-from ...kernels.tiles import MEASURED
-from ...recorded import results
+from ..attention import matrix, vllm_rules
+from ..attention.platform import KINDS
+from ..config import DTYPES, FAMILY, PLANS
+from ..cost.forward import INNER_MULTIPLE, VOCAB_MULTIPLE
+from ..kernels.tiles import MEASURED
+from ..recorded import results
 from .collective import ALGORITHMS
 from .heads import CUTS
 

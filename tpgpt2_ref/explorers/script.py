@@ -4,7 +4,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from ...notebook.palette import css
+from ..notebook.palette import css
 from .data import embedded
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from __future__ import annotations
 import anywidget
 import traitlets
 
-from ...errors import UserError
+from ..errors import UserError
 from . import static
 from .measure import MEASURES, Measurement
 from .script import data_script, script, style

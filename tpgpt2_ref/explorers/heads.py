@@ -5,8 +5,8 @@ The checkpoint's matrix is [Q | K | V] over all heads. By head, rank r gets the 
 """
 from __future__ import annotations
 
-from ...config import FAMILY
-from ...errors import UserError
+from ..config import FAMILY
+from ..errors import UserError
 
 CUTS = ("by head", "naive half")
 

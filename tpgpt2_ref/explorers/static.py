@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 from html import escape
 
-from ...attention.matrix import MATRIX, PACKAGES
-from ...attention.platform import Platform, version
-from ...attention.selector import get_attn_backend
-from ...errors import UserError
-from ...notebook.palette import COLOURS
+from ..attention.matrix import MATRIX, PACKAGES
+from ..attention.platform import Platform, version
+from ..attention.selector import get_attn_backend
+from ..errors import UserError
+from ..notebook.palette import COLOURS
 from . import NAMES
 from .collective import ALGORITHMS, collective
 from .data import GPUS, embedded
