@@ -108,12 +108,13 @@ def on_rank(command, args) -> dict | None:
             raise UserError(f"--tp {args.tp}, but torchrun started {world.size} ranks: make them equal")
         try:
             return command.run(args, world)
-        except UserError:
+        except (UserError, RankError):  # it names its rank already
             raise
         except RuntimeError as e:
             if world.size == 1 or "CUDA out of memory" in str(e):
                 raise
-            raise RankError(f"rank {world.rank}: {str(e).splitlines()[0]}") from e
+            said = str(e).strip().splitlines() or [f"{type(e).__name__} without a word"]
+            raise RankError(f"rank {world.rank}: {said[0]}") from e
 
 
 @contextmanager

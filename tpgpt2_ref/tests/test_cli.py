@@ -8,11 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tpgpt2_ref.cli import on_rank
+from tpgpt2_ref.errors import RankError
 from tpgpt2_ref.parallel.launch import free_port
 
 from .conftest import ROOT, cli_json, run_cli
@@ -188,6 +192,22 @@ def wait_for_ranks(parent: int, size: int) -> dict[int, int]:
             return found
         time.sleep(0.01)
     raise AssertionError("the ranks did not start")
+
+
+@pytest.mark.parametrize("raised, says", [
+    (RankError("rank 0: rank 1 sent nothing"), "rank 0: rank 1 sent nothing"),
+    (RuntimeError("\nConnection closed\nby peer"), "rank 0: Connection closed"),
+    (RuntimeError(), "rank 0: RuntimeError without a word"),
+])
+def test_a_failure_on_a_rank_names_it_once(raised, says, monkeypatch):
+    def run(args, world):
+        raise raised
+
+    world = SimpleNamespace(size=2, rank=0)
+    monkeypatch.setattr("tpgpt2_ref.parallel.world.World.join", lambda *a, **k: nullcontext(world))
+    with pytest.raises(RankError) as e:
+        on_rank(SimpleNamespace(run=run), SimpleNamespace(device="cpu", tp=2))
+    assert str(e.value) == says
 
 
 def test_doctor_sums_on_two_ranks():
