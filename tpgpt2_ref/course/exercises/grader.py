@@ -38,8 +38,8 @@ class Verdict:
         return f"{'✓ Right.' if self.right else '○ Not yet.'} {self.message}".strip()
 
     def _repr_html_(self) -> str:
-        head, kind = ("✓ Right.", "right") if self.right else ("○ Not yet.", "not-yet")
-        return (f'<div class="verdict {kind}" role="status" style="border-left: 4px solid; padding: 0.2em 0.8em">'
+        head, colour = ("✓ Right.", "var(--tp-right, green)") if self.right else ("○ Not yet.", "var(--tp-quiet, gray)")
+        return (f'<div role="status" style="border-left: 4px solid {colour}; padding: 0.2em 0.8em">'
                 f"<strong>{head}</strong> {escape(self.message)}</div>")
 
 

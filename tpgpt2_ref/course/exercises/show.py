@@ -34,7 +34,7 @@ def start(entry: Entry) -> str:
     """The starting cell's source."""
     if hasattr(entry.task, "value"):
         return f"{entry.function} = ..."
-    return renamed(entry.task.start, entry)
+    return ("import torch\n\n\n" if entry.needs == "torch" else "") + renamed(entry.task.start, entry)
 
 
 def solution(entry: Entry) -> str:
