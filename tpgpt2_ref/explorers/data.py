@@ -15,7 +15,7 @@ from ..attention import matrix, vllm_rules
 from ..attention.platform import KINDS
 from ..config import DTYPES, FAMILY, PLANS
 from ..cost.forward import INNER_MULTIPLE, VOCAB_MULTIPLE
-from ..kernels.tiles import MEASURED
+from ..kernels.tiles import MEASURED, Vector
 from ..recorded import results
 from .collective import ALGORITHMS
 from .heads import CUTS
@@ -51,7 +51,7 @@ def embedded() -> str:
     return json.dumps({"family": {name: asdict(config) for name, config in FAMILY.items()}, "dtypes": DTYPES,
                        "plans": PLANS, "algorithms": ALGORITHMS, "cuts": CUTS,
                        "multiples": {"vocab": VOCAB_MULTIPLE, "inner": INNER_MULTIPLE},
-                       "attention_tiles": [[*shape, "SPAN" in tiles["attention"]]
+                       "attention_tiles": [[*shape, isinstance(tiles["attention"], Vector)]
                                            for shape, tiles in MEASURED.items() if "attention" in tiles],
                        **selection(), "machines": machines(), "timelines": timelines()},
                       separators=(",", ":"), sort_keys=False)

@@ -78,7 +78,7 @@
   function readsByFew(batch, heads) {
     const far = ([b, ranks, width]) => [
       Number(Math.abs(Math.log((batch * heads * ranks * 64) / (b * width))).toFixed(9)), Math.abs(Math.log(batch / b))];
-    return !T.least(T.data.attention_tiles, far)[3];
+    return T.least(T.data.attention_tiles, far)[3];
   }
 
   // What TERMS multiply: one rank's (1, layers, bytes of weights, of cache, of cache read by `few`, flops)
