@@ -3,6 +3,7 @@
     python tests/execute_notebooks.py                         all chapters
     python tests/execute_notebooks.py book/quickstart.ipynb   some
     python tests/execute_notebooks.py --out FOLDER ...        leave the chapters alone, write copies there
+    python tests/execute_notebooks.py --jobs 2                two at a time
 
 A chapter that raises is left as it was; the others still run. Exit status 1 if any raised.
 """
@@ -12,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -47,20 +49,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
     parser.add_argument("--out", type=Path, help="write there instead of in place")
-    args, failed = parser.parse_args(), 0
-    for path in args.notebooks or CHAPTERS:
-        begin = time.monotonic()
-        try:
-            book = execute(path)
-        except CellExecutionError as e:
-            failed += 1
-            print(f"{path.name}: failed after {time.monotonic() - begin:.0f} s\n{e}", file=sys.stderr)
-            continue
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-        nbformat.write(book, (args.out / path.name) if args.out else path)
-        print(f"{path.name}: {time.monotonic() - begin:.0f} s", flush=True)
-    return int(failed > 0)
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at a time (default: 1)")
+    args = parser.parse_args()
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    paths = args.notebooks or CHAPTERS
+    with ProcessPoolExecutor(max(1, args.jobs)) as pool:
+        failures = list(pool.map(store, paths, [(args.out / path.name) if args.out else path for path in paths]))
+    return int(any(failures))
+
+
+def store(path: Path, target: Path) -> bool:
+    """Run one chapter and write it there; True if it failed."""
+    begin = time.monotonic()
+    try:
+        book = execute(path)
+    except CellExecutionError as e:
+        print(f"{path.name}: failed after {time.monotonic() - begin:.0f} s\n{e}", file=sys.stderr, flush=True)
+        return True
+    nbformat.write(book, target)
+    print(f"{path.name}: {time.monotonic() - begin:.0f} s", flush=True)
+    return False
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_bandwidth_is_nccl_tests(op, bus):
 
 def test_spread_is_in_order():
     assert spread([float(i) for i in range(1, 12)]) == {"us_median": 6, "us_p10": 2, "us_p90": 10}
+    assert set(spread([3.0], "gpu_us").values()) == {3.0}
 
 
 def test_a_wrong_sum_is_an_error_and_not_a_time():

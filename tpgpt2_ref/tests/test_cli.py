@@ -166,6 +166,7 @@ def one_line(done, says):
     assert len(lines) == 1 and says in lines[0], done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in Linux's /proc")
 def test_a_dead_rank_stops_the_others_and_is_named():
     p = subprocess.Popen([sys.executable, "-m", "tpgpt2_ref", "generate", *MODEL, "--prompt-ids", "1", "--tp", "2",
                           "--max-new-tokens", "120", "--json"], cwd=ROOT, stdout=subprocess.PIPE,
