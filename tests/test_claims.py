@@ -32,7 +32,7 @@ def ranks():
         yield ranks
 
 
-def run(claim, ranks):
+def run(claim, ranks=None):
     """What the claim's cell shows."""
     shown = []
     exec(claim.cell, {"judge": judge, "ranks": ranks,
@@ -54,8 +54,8 @@ def test_every_claim_is_there_once_and_whole():
 
 
 @each
-def test_the_cell_comes_to_the_ledgers_verdict(claim, ranks):
-    judgement = run(claim, ranks)
+def test_the_cell_comes_to_the_ledgers_verdict(claim, request):
+    judgement = run(claim, request.getfixturevalue("ranks") if "ranks" in claim.cell else None)
     assert (judgement.claim.id, judgement.verdict) == (claim.id, claim.verdict)
     assert (judgement.machine is not None) == (claim.kind == "measured")
     html = judgement._repr_html_()
@@ -129,15 +129,15 @@ def test_a_finding_that_cannot_be_judged_is_refused():
         claims.judged(57, [0.001])
 
 
-def changed(monkeypatch, number: int, ranks) -> str:
+def changed(number: int) -> str:
     """The verdict that a claim's cell comes to in a world that was changed."""
     try:
-        return run(ledger()[number], ranks).verdict
+        return run(ledger()[number]).verdict
     except ClaimError as e:
         return re.search(r"comes out (\w+)", str(e))[1]
 
 
-def test_the_witnesses_see_a_changed_world(monkeypatch, ranks):
+def test_the_witnesses_see_a_changed_world(monkeypatch):
     """Not only the comparison can come out otherwise: what it compares is looked up, counted and measured."""
     def pretend(rows):
         for place in (judge, judge.model):
@@ -145,17 +145,17 @@ def test_the_witnesses_see_a_changed_world(monkeypatch, ranks):
 
     drawn = judge.rows(plan="as-drawn")
     pretend(drawn)
-    assert changed(monkeypatch, 28, ranks) == "right"
+    assert changed(28) == "right"
     pretend(drawn[:1])
-    assert [changed(monkeypatch, n, ranks) for n in (35, 58, 61)] == ["wrong", "wrong", "wrong"]
+    assert [changed(n) for n in (35, 58, 61)] == ["wrong", "wrong", "wrong"]
     pretend(drawn[:3])
-    assert changed(monkeypatch, 58, ranks) == "right"
+    assert changed(58) == "right"
     monkeypatch.undo()
 
     slow = [{**r, "us_median": r["bytes"]} for r in judge.recorded("collectives").rows]  # 2 us an element
     machine = type("Run", (), {"rows": slow, "label": "a slow machine"})
     monkeypatch.setattr(judge.runs, "recorded", lambda *which: machine)
-    assert [changed(monkeypatch, n, ranks) for n in (57, 40)] == ["right", "right"]
+    assert [changed(n) for n in (57, 40)] == ["right", "right"]
     monkeypatch.undo()
 
     other_rules = json.loads(json.dumps(vllm_rules.rules()))
@@ -167,7 +167,7 @@ def test_the_witnesses_see_a_changed_world(monkeypatch, ranks):
         rules["asked"].reverse()
     other_rules["0.11.0"]["names"].append("TRITON")
     monkeypatch.setattr(vllm_rules, "rules", lambda: other_rules)
-    assert {n: changed(monkeypatch, n, ranks) for n in (7, 10, 42, 45, 48, 49)} == {
+    assert {n: changed(n) for n in (7, 10, 42, 45, 48, 49)} == {
         7: "wrong", 10: "wrong", 42: "wrong", 45: "right", 48: "right", 49: "wrong"}
 
 
@@ -176,20 +176,30 @@ def test_the_chapter_judges_its_claims_as_the_ledger_says(chapter):
     path = BOOK / f"{chapter}.ipynb"
     if not re.search(r"\bclaim\(\d+", path.read_text()):
         pytest.skip("this chapter does not judge with claim() yet")
-    shown = {number: verdict for number, (verdict, _) in claims.judged_in(path).items()}
-    assert shown == {c.id: c.verdict for c in CLAIMS if c.chapter == chapter or c.id in shown}
+    machines = claims.agree([path])
+    assert {number: bool(machine) for number, machine in machines.items()} == {
+        c.id: c.kind == "measured" for c in CLAIMS if c.chapter == chapter}
 
 
 def test_a_notebooks_stored_lines_are_read_back(tmp_path):
     def notebook(*lines):
         outputs = [{"data": {"text/html": line._repr_html_()}} for line in lines]
-        (tmp_path / "chapter.ipynb").write_text(json.dumps({"cells": [{"outputs": outputs}]}))
-        return claims.judged_in(tmp_path / "chapter.ipynb")
+        (tmp_path / "links.ipynb").write_text(json.dumps({"cells": [{"outputs": outputs}]}))
+        return claims.judged_in(tmp_path / "links.ipynb")
 
     line = claims.judged(57, [0.001], 'two "H200" & a CPU')
     assert notebook(line, claims.judged(27, 384)) == {57: ("wrong", 'two "H200" & a CPU'), 27: ("wrong", "")}
     with pytest.raises(ClaimError, match="shows claim 27 as right"):
         notebook(claims.judged(27, 384), claims.Judgement(ledger()[27], 192, "right", None))
+    of_links = [claims.judged(c.id, worlds(c)[c.verdict]) for c in CLAIMS if c.chapter == "links"]
+    notebook(*of_links, line)
+    assert claims.agree([tmp_path / "links.ipynb"]) == {50: "", 51: "", 52: "", 53: ""}
+    notebook(*of_links[1:])
+    with pytest.raises(ClaimError, match="judges no claim 50"):
+        claims.agree([tmp_path / "links.ipynb"])
+    notebook(*of_links, claims.Judgement(ledger()[27], 192, "right", None))
+    with pytest.raises(ClaimError, match="shows claim 27 as right, claims.toml says wrong"):
+        claims.agree([tmp_path / "links.ipynb"])
 
 
 def test_the_command_lists_them():

@@ -18,7 +18,7 @@ from sphinx.util.docutils import SphinxDirective
 BOOK = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BOOK.parent))
 
-from tpgpt2_ref.course.claims import KINDS, LEDGER, VERDICTS, ClaimError, judged_in, ledger  # noqa: E402
+from tpgpt2_ref.course.claims import KINDS, LEDGER, VERDICTS, ClaimError, agree, ledger  # noqa: E402
 from tpgpt2_ref.pictures.diagrams import DIAGRAMS  # noqa: E402
 
 VLLM = "https://github.com/vllm-project/vllm/blob/v{version}/{path}#L{line}"
@@ -27,25 +27,14 @@ CHOICES = {"diagram": ["1", "2", "3", "4", "5", "6", "cost"], "verdict": VERDICT
 
 class Ledger(SphinxDirective):
     def run(self):
-        self.env.note_dependency(str(LEDGER))
+        chapters = sorted(BOOK.glob("*.ipynb"))
+        for file in (LEDGER, *chapters):
+            self.env.note_dependency(str(file))
         try:
-            claims, machines = list(ledger().values()), self.machines()
+            claims, machines = list(ledger().values()), agree(chapters)
         except ClaimError as e:
             raise ExtensionError(str(e)) from e
         return [nodes.raw("", page(claims, machines) + '<script src="_static/ledger.js"></script>', format="html")]
-
-    def machines(self) -> dict[int, str]:
-        """{claim: machine} of the claims that the chapters' stored outputs judge; raises if one judges otherwise."""
-        found = {}
-        for chapter in sorted(BOOK.glob("*.ipynb")):
-            self.env.note_dependency(str(chapter))
-            for number, (verdict, machine) in judged_in(chapter).items():
-                if verdict != ledger()[number].verdict:
-                    raise ClaimError(f"{chapter.name} shows claim {number} as {verdict}, {LEDGER.name} says "
-                                     f"{ledger()[number].verdict}: run the chapter again")
-                if ledger()[number].chapter == chapter.stem:
-                    found[number] = machine
-        return found
 
 
 def page(claims, machines) -> str:

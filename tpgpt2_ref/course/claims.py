@@ -185,6 +185,28 @@ def judged_in(notebook: Path | str) -> dict[int, tuple[str, str]]:
     return found
 
 
+def agree(chapters) -> dict[int, str]:
+    """{claim: machine} of what the chapters' stored outputs judge, each claim in its own chapter.
+
+    A chapter that judges one claim must judge all of its own. Raises ClaimError for one that is missing, and for a
+    verdict that is not the ledger's.
+    """
+    found = {}
+    for path in map(Path, chapters):
+        shown = judged_in(path)
+        for number, (verdict, machine) in shown.items():
+            if verdict != ledger()[number].verdict:
+                raise ClaimError(f"{path.name} shows claim {number} as {verdict}, {LEDGER.name} says "
+                                 f"{ledger()[number].verdict}: run the chapter again")
+            if ledger()[number].chapter == path.stem:
+                found[number] = machine
+        missing = [c.id for c in ledger().values() if c.chapter == path.stem and c.id not in shown]
+        if shown and missing:
+            raise ClaimError(f"{path.name} judges no claim {', '.join(map(str, missing))}, which {LEDGER.name} says "
+                             "it does")
+    return found
+
+
 def plain(value):
     """Tuples as lists, at any depth, as TOML has them; whole floats compare as they are."""
     if isinstance(value, dict):
