@@ -77,7 +77,7 @@ def run(args, argv: list[str]) -> int:
             args.tp = size = group.size if group else size
         check_size(size if group is None else 1, args.device)
     if size is not None and size > 1 and group is None:
-        launch(argv, size)  # the ranks check the rest, and rank 0 says what is wrong
+        launch(argv, size, check=getattr(args, "check", False))  # the ranks check the rest, and rank 0 says what is wrong
         return 0
     if hasattr(command, "check"):
         command.check(args)
@@ -106,6 +106,8 @@ def on_rank(command, args) -> dict | None:
     with World.join(args.device, all_reduce=getattr(args, "sum", "auto")) as world:
         if world.size != args.tp:
             raise UserError(f"--tp {args.tp}, but torchrun started {world.size} ranks: make them equal")
+        if getattr(args, "check", False) and world.size > 1 and world.board is None:
+            raise UserError("--check needs ranks that meet in a folder of one host: let --tp start them, not torchrun")
         try:
             return command.run(args, world)
         except (UserError, RankError):  # it names its rank already

@@ -25,6 +25,7 @@ from ..cost.collectives import calls_in_a_row
 from ..errors import RankError
 from ..parallel.bare import bare
 from ..parallel.collectives import all_gather, all_reduce, barrier, broadcast, gather_objects, reduce_scatter
+from ..parallel.watched import unwatched
 from ..recorded.samples import bandwidth
 from ..trace import OPS
 from . import dial
@@ -85,6 +86,11 @@ def calls(op: str, x, world, algorithms, with_bare: bool = True) -> dict:
 
 def timed(paths: dict, world, x: torch.Tensor, samples: int, graph: bool) -> dict[str, list[float]]:
     """Microseconds a call on x, up to `samples` of them for each path, taken in turn, each of the slowest rank."""
+    with unwatched(world):
+        return _timed(paths, world, x, samples, graph)
+
+
+def _timed(paths: dict, world, x: torch.Tensor, samples: int, graph: bool) -> dict[str, list[float]]:
     # many in a row: the ranks don't start one at the same instant, and the first call waits for the later rank
     calls = calls_in_a_row(x.nbytes, world.device.type == "cuda")
     noise = torch.randn_like(x)
@@ -109,6 +115,11 @@ def timed(paths: dict, world, x: torch.Tensor, samples: int, graph: bool) -> dic
 
 def door_overhead(world, repeats: int = 100) -> dict:
     """What `all_reduce` of collectives.py costs the host beyond the bare call: medians of calls taken in turn."""
+    with unwatched(world):
+        return _door_overhead(world, repeats)
+
+
+def _door_overhead(world, repeats: int ) -> dict:
     x = torch.zeros(DOOR_BYTES // 4, device=world.device)
     theirs = bare("all_reduce", x, world)
     sums = world.all_reduces

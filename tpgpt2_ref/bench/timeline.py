@@ -26,6 +26,7 @@ import torch
 from ..errors import RankError
 from ..files import write_whole
 from ..parallel.collectives import barrier, gather_objects
+from ..parallel.watched import unwatched
 from ..trace import Trace, now
 from .stopwatch import captured, microseconds
 
@@ -87,6 +88,11 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
     on every rank. `untraced_us` is the median without a single mark: what marking costs is the difference. With
     programmatic dependent launch that is more than the marks' own time: a kernel behind one can't start early.
     """
+    with unwatched(model.world):
+        return _record(model, step, repeats, graph)
+
+
+def _record(model, step, repeats: int , graph: bool ) -> dict:
     world = model.world
     for _ in range(2):
         step()  # warm: kernels compiled, memory allocated

@@ -23,6 +23,8 @@ def add_model_arguments(parser):
     parser.add_argument("--device", choices=("cpu", "cuda"), default=None, help="default: cuda where there is a GPU")
     parser.add_argument("--backend", default=None, metavar="NAME", help="force an attention backend "
                         "(default: the selector's choice, see the command select)")
+    parser.add_argument("--check", action="store_true", help="the ranks agree on each collective before data moves: "
+                        "slower, and a mismatch or a rank that left is named")
     parser.add_argument("--sum", default="auto", metavar="NAME", help="force an all-reduce algorithm, such as nccl")
 
 

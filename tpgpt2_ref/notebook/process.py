@@ -4,57 +4,66 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from queue import Empty
 from uuid import uuid4
 
 from ..errors import RankError
-
-REPOSITORY = Path(__file__).parents[2]
+from .forker import GONE, Forker
 
 
 class RankProcess:
     """A running `rank_kernel.py`. One request at a time: `submit`, then `messages` until `done`."""
 
-    def __init__(self, rank: int, folder: Path, env: dict[str, str]):
+    def __init__(self, rank: int, folder: Path, forker: Forker, env: dict[str, str]):
         from jupyter_client.blocking import BlockingKernelClient
         from jupyter_client.connect import write_connection_file
 
-        self.rank, self.connection = rank, str(folder / f"rank{rank}.json")
-        write_connection_file(self.connection, transport="ipc", ip=str(folder / f"rank{rank}"),
-                              key=uuid4().hex.encode())
-        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        self.rank, self.forker, self.connection = rank, forker, str(folder / f"rank{rank}.json")
+        write_connection_file(self.connection, transport="ipc", ip=str(folder / f"r{rank}"), key=uuid4().hex.encode())
         self.log = folder / f"rank{rank}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tpgpt2_ref.notebook.rank_kernel", self.connection],
-                env={**os.environ, **env, "PYTHONPATH": path, "JPY_PARENT_PID": str(os.getpid())},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.pid = forker.start(folder, self.connection, str(self.log), {
+            **os.environ, **env, "JPY_PARENT_PID": str(forker.process.pid)})
         self.client = BlockingKernelClient(connection_file=self.connection)
         self.client.load_connection_file()
+        self.client.context.rcvhwm = 0  # what a slow reader has not read yet is kept
         self.client.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=False)
-        self.request, self.reply, self.idle = "", None, False
+        self.request, self.reply, self.idle, self.heard_at = "", None, False, 0.0
+        self.used, self.used_at = -1.0, 0.0
 
     def wait_for_kernel(self, deadline: float) -> None:
-        """Return once the kernel answers and its output is heard. Raises RankError if it died or is too late."""
+        """Return once the kernel has carried out its first request and its output is heard.
+
+        Raises RankError if it failed, died or is too late. What is interrupted here can be called again.
+        """
+        while self.reply is None:
+            self.messages()
+            self._still_starting(deadline)
+            time.sleep(0.01)
+        if self.error:
+            raise RankError(f"rank {self.rank} could not join: {self.error['evalue']}")
         while True:
             self.client.kernel_info()
             try:
                 self.client.iopub_channel.get_msg(timeout=0.1)
+                self.idle = True
                 return
             except Empty:
-                if self.death():
-                    last = self.log.read_text().strip().splitlines()[-1:]
-                    raise RankError(": ".join([f"rank {self.rank} {self.death()} while it started", *last])) from None
-                if time.monotonic() > deadline:
-                    raise RankError(f"rank {self.rank} did not start in time; its log is {self.log}") from None
+                self._still_starting(deadline)
+
+    def _still_starting(self, deadline: float) -> None:
+        if self.death():
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:] if self.log.exists() else []
+            raise RankError(": ".join([f"rank {self.rank} {self.death()} while it started", *last]))
+        if time.monotonic() > deadline:
+            raise RankError(f"rank {self.rank} did not start in time; its log is {self.log}")
 
     def submit(self, code: str, silent: bool = False) -> None:
-        self.reply, self.idle = None, False
-        self.request = self.client.execute(code, silent=silent, store_history=False, allow_stdin=False)
+        self.reply, self.idle, self.heard_at = None, False, time.monotonic()
+        # stop_on_error would abort what comes within 0.1 s after an error: the next cell
+        self.request = self.client.execute(code, silent=silent, store_history=False, allow_stdin=False,
+                                           stop_on_error=False)
 
     @property
     def done(self) -> bool:
@@ -63,7 +72,9 @@ class RankProcess:
     @property
     def error(self) -> dict | None:
         """The reply's ename, evalue and traceback, if the last request failed."""
-        return self.reply if self.reply is not None and self.reply["status"] != "ok" else None
+        if self.reply is None or self.reply["status"] == "ok":
+            return None
+        return {"ename": "Aborted", "evalue": "the rank did not run this cell", "traceback": [], **self.reply}
 
     def sockets(self) -> list:
         return [self.client.shell_channel.socket, self.client.iopub_channel.socket]
@@ -79,6 +90,7 @@ class RankProcess:
                 kind, content = message["header"]["msg_type"], message["content"]
                 if message["parent_header"].get("msg_id") != self.request:
                     continue
+                self.heard_at = time.monotonic()
                 if kind == "execute_reply":
                     self.reply = content
                 elif kind == "status":
@@ -89,31 +101,55 @@ class RankProcess:
 
     def death(self) -> str | None:
         """How the process ended, or None while it runs."""
-        status = self.process.poll()
+        status = self.forker.status(self.pid)
         if status is None:
             return None
+        if status == GONE and not self.forker.alive:
+            return "went with the process that it was forked from"
         return f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
+    def asleep(self, seconds: float) -> bool:
+        """Whether it has neither said nor computed anything for so long."""
+        import psutil
 
-    def where(self) -> str:
-        """What the rank is doing now, from its Python stack: "in all_reduce, at line 3 of the cell"."""
+        try:
+            used = sum(psutil.Process(self.pid).cpu_times()[:2])
+        except psutil.Error:
+            return False
+        if used != self.used:
+            self.used, self.used_at = used, time.monotonic()
+        return time.monotonic() - max(self.heard_at, self.used_at) > seconds
+
+    def interrupt(self) -> None:
+        self.forker.signal(self.pid, signal.SIGINT)
+
+    def line(self) -> str:
+        """Where the rank is now, from its Python stack, even while it is blocked: "line 3, in all_reduce"."""
         file = Path(self.connection).with_suffix(".stack")
+        if not file.exists():
+            return ""
         seen, deadline = file.stat().st_size, time.monotonic() + 0.5
-        self.process.send_signal(signal.SIGUSR1)
+        self.forker.signal(self.pid, signal.SIGUSR1)
         while time.monotonic() < deadline and file.stat().st_size == seen:
             time.sleep(0.01)
         frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', file.read_text()[seen:])  # the innermost first
         calls = []
         for path, line, function in frames:
             if "ipykernel_" in path:  # the cell's own code
-                return ", ".join([*calls[:1], f"at line {line} of the cell"])
+                return ", ".join([f"line {line}", *calls[:1]])
             if function[0] != "_" and function != "wrapper":
                 calls.append(f"in {function}")
-        return "busy"
+        return ""
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """End the process and all that it started. From any thread."""
+        self.forker.signal(self.pid, signal.SIGKILL)
+
+    def bury(self) -> None:
+        """After `kill`: wait until it has ended."""
+        self.forker.wait(self.pid, 10.0)
+
+    def hang_up(self) -> None:
+        """Close the channels; only from the thread that uses them."""
         self.client.stop_channels()
+        self.client.context.destroy(linger=0)

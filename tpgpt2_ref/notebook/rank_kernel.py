@@ -1,25 +1,32 @@
-"""The process of one rank: an IPython kernel that joins the group, streams rows, and dies with its notebook.
+"""The process of one rank: an IPython kernel that joins the group, posts what it runs on the board, and streams rows.
 
-    python -m tpgpt2_ref.notebook.rank_kernel CONNECTION_FILE     with torchrun's variables set
+    python -m tpgpt2_ref.notebook.rank_kernel CONNECTION_FILE     with the variables of `torchrun.rank_env` set
 
-`process.py` starts it and talks to it. Values and rows travel as display messages of the two types below.
+`forker.py` starts it and `process.py` talks to it. Values and rows travel as display messages of the two types below.
 """
 from __future__ import annotations
 
 import base64
-import ctypes
 import faulthandler
 import io
+import json
 import pickle
 import signal
 import sys
 from pathlib import Path
 
-ROW, VALUE = "application/vnd.tpgpt2.row+json", "application/vnd.tpgpt2.value"
+from ..errors import UserError
+from ..parallel.posts import Phase
+
+ROW, VALUE = "application/vnd.tpgpt2.row", "application/vnd.tpgpt2.value"
+OWN = ("rank", "size", "device", "group", "board", "imagined")  # of a World: what no cell may change for the next
 
 
 class RankSide:
-    """What a rank's cells can reach: `world`, `torch` and `emit` by their names, the rest for `ranks.py`."""
+    """What a rank's cells can reach: `world`, `torch` and `emit` by their names, the rest for `ranks.py`.
+
+    These names are there anew in every cell, whatever an earlier one made of them.
+    """
 
     def __init__(self, device: str, timeout: float):
         import torch
@@ -27,17 +34,40 @@ class RankSide:
 
         from ..parallel.world import World
 
-        self.world = World.join(device, timeout)
-        shell = get_ipython()
-        shell.user_ns.update(world=self.world, torch=torch, emit=self.emit)
-        shell.events.register("post_run_cell", self._finish)
+        self.world, shell = World.join(device, timeout), get_ipython()
+        if self.world.board:
+            self.world.board.unit = "its cell"
+        self.own = {name: getattr(self.world, name) for name in OWN}
+        self.names = dict(world=self.world, torch=torch, emit=self.emit, exit=Exit(), quit=Exit(), _rank=self)
+        self.shell = shell
+        self._restore()
+        shell.events.register("pre_execute", self._begin)
+        shell.events.register("post_execute", self._finish)
 
-    def _finish(self, result=None) -> None:
+    def _restore(self) -> None:
+        vars(self.world).update(self.own)
+        self.shell.user_ns.update(self.names)
+
+    def _begin(self) -> None:
+        self._restore()
+        if board := self.world.board:
+            cell, who = board.order()
+            if who >> self.world.rank & 1:
+                board.off = False
+                board.begin(cell)
+
+    def _finish(self) -> None:
         """A cell has ended when its GPU work has: a collective that a peer never joined must not look done."""
         import torch
 
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
+        if board := self.own["board"]:
+            board.end(Phase.ENDING)
+        try:
+            if self.own["device"].type == "cuda":
+                torch.cuda.synchronize()
+        finally:
+            if board:
+                board.end(Phase.ENDED if self.world.joined else Phase.BROKEN)
 
     def emit(self, row: dict | None = None, **fields) -> None:
         """Send one row to the notebook now. Values are numbers, text, or tensors of one element."""
@@ -45,7 +75,7 @@ class RankSide:
 
         row = {**(row or {}), **fields}
         row = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
-        display({ROW: row, "text/plain": str(row)}, raw=True)
+        display({ROW: json.dumps(row), "text/plain": str(row)}, raw=True)  # as text, so that NaN stays a number
 
     def send(self, value) -> None:
         """Send one picklable value to the notebook; its tensors arrive on the CPU."""
@@ -55,10 +85,12 @@ class RankSide:
         CPUPickler(out).dump(value)
         display({VALUE: base64.b64encode(out.getvalue()).decode()}, raw=True)
 
-    def device_name(self) -> str:
+    def about(self) -> tuple[str, str]:
+        """(backend, device) of this rank, for people."""
         import torch
 
-        return torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else "CPU"
+        cuda = self.world.device.type == "cuda"
+        return self.world.backend, torch.cuda.get_device_name(self.world.device) if cuda else "CPU"
 
     def check_in_step(self) -> None:
         """A collective that completes rightly only if no rank still owes, or is owed, an earlier one."""
@@ -67,7 +99,16 @@ class RankSide:
         answers = gather_objects("in step", self.world)
         if answers != ["in step"] * self.world.size:
             raise RuntimeError(f"the ranks are out of step: {answers}")
-        self._finish()
+
+
+class Exit:
+    """`exit` and `quit` on a rank: an error. As IPython has them they end the process a moment after the cell."""
+
+    def __call__(self, *_):
+        raise UserError("exit() does not end a rank: ranks.close() in the notebook ends them all")
+
+    def __repr__(self) -> str:
+        return "ranks.close() in the notebook ends the ranks"
 
 
 class CPUPickler(pickle.Pickler):
@@ -84,11 +125,14 @@ class CPUPickler(pickle.Pickler):
 def main(connection_file: str) -> None:
     from ipykernel.kernelapp import IPKernelApp
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; elsewhere ipykernel polls its parent
+    class Kernel(IPKernelApp):
+        def init_iopub(self, context):
+            context.sndhwm = 0  # a flood of rows waits for its reader: without it, rows above 1,000 are dropped
+            super().init_iopub(context)
+
     stacks = Path(connection_file).with_suffix(".stack").open("w")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=False)  # answers even inside a blocked collective
-    IPKernelApp.launch_instance(["-f", connection_file, "--HistoryManager.enabled=False"])
+    Kernel.launch_instance(["-f", connection_file, "--HistoryManager.enabled=False"])
 
 
 if __name__ == "__main__":

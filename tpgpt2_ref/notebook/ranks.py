@@ -4,32 +4,33 @@
     ranks.run("x = torch.ones(3)")    on all ranks; output is shown by rank
     ranks.get("x.sum()")              [3.0, 3.0]: values by rank
     for row in ranks.stream(code):    rows that the code emits, as they come
+    ranks.where()                     what each rank does now
     %%ranks                           the same as `run`, for a whole cell
+    %%rank 1                          on one rank alone
 
 On a rank the names `world`, `torch` and `emit` are there. The ranks end with this process, however it ends.
-A rank that raises while others wait for it costs at most a few seconds: ranks that are out of step are replaced.
+Ranks agree on each collective before data moves (`parallel/board.py`): a deadlock or a mismatch is an error that names
+the difference, at once. Whatever a cell does, the next one meets ranks that work: the same ones if they are in step,
+otherwise fresh ones.
 """
 from __future__ import annotations
 
 import base64
+import json
 import pickle
-import shutil
-import tempfile
-import time
+import threading
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
-from ..errors import RankError, UserError
-from ..parallel.launch import free_port, gpu_count, rank_env
+from ..errors import UserError
+from ..parallel.launch import gpu_count
 from ..parallel.torchrun import share_gpu as share_gpu_is_set
-from .process import RankProcess
+from .conversation import Conversation
+from .crew import Crew, check_alive, uninterrupted
+from .forker import Forker
+from .magics import register
 from .rank_kernel import ROW, VALUE
-from .show import CellError, Show
-
-START = 60.0  # seconds that ranks may take to start: torch is imported in each
-GRACE = 1.5  # seconds that the others get to end by themselves once a rank has failed, and again once interrupted
-IN_STEP = 5.0  # seconds for one small collective, on a machine that may be busy
+from .show import Show
 
 
 class Ranks:
@@ -37,11 +38,12 @@ class Ranks:
 
     device         "cuda", "cpu", or None: GPUs if there are enough for every rank to have its own
     share_gpu      let ranks share GPUs (correctness only, no timing means anything); None: TPGPT2_SHARE_GPU=1 says so
-    group_timeout  seconds after which a collective that some rank never joined is an error
+    group_timeout  seconds that a rank waits in a collective for one that still computes
+    check          agree on each collective before data moves; False: none of it, for timing
     """
 
     def __init__(self, size: int = 2, device: str | None = None, share_gpu: bool | None = None,
-                 group_timeout: float = 60.0):
+                 group_timeout: float = 300.0, check: bool = True):
         if size < 1:
             raise UserError(f"Ranks({size}): at least one rank")
         if device not in (None, "cpu", "cuda"):
@@ -52,13 +54,21 @@ class Ranks:
         if device == "cuda" and not enough:
             raise UserError(f"Ranks({size}, device=\"cuda\") needs {size} GPUs, this machine has {gpus}: use "
                             "device=\"cpu\"" + (", or share_gpu=True to check that the code is right" if gpus else ""))
-        self.size, self.device, self.group_timeout = size, device or ("cuda" if enough else "cpu"), group_timeout
-        self._processes: list[RankProcess] = []
-        self._busy = False
-        self._start()
-        self._join()
+        self.size, self.device = size, device or ("cuda" if enough else "cpu")
+        self.group_timeout, self.check = group_timeout, check
+        self._crew: Crew | None = None
+        self._turn = threading.Lock()  # one request at a time
+        self._closed = self._unsure = False  # unsure: an interrupt came where it could not be put right
+        self._forker = Forker.take()
+        self._give_back = weakref.finalize(self, self._forker.give_back)
+        try:
+            self._start()
+            self._about = self.get("_rank.about()")
+        except BaseException:
+            self.close()
+            raise
         print(self.describe())
-        _register_magic(self)
+        register(self)
 
     def describe(self) -> str:
         """What the ranks are, in one line."""
@@ -72,12 +82,18 @@ class Ranks:
             where += f" (this machine has {gpus} GPU{'s' * (gpus > 1)}, NCCL wants one a rank)"
         return f"{self.size} rank{'s' * (self.size > 1)}, {backend} on {where}"
 
-    def run(self, code: str, timeout: float = 300.0) -> None:
-        """Run code on every rank and show its output by rank. `timeout`: seconds until it is given up."""
+    def run(self, code: str, timeout: float = 300.0, rank: int | None = None) -> None:
+        """Run code on every rank, or on one alone, and show its output by rank.
+
+        timeout  seconds until it is given up
+        Raises CellError if a rank raised, RankError if one died, waits for ever, or the time is up.
+        """
+        if rank is not None and rank not in range(self.size):
+            raise UserError(f"rank {rank}: these ranks are 0 to {self.size - 1}")
         show = Show(self.size)
         try:
-            for rank, message in self._converse(code, timeout):
-                show.message(rank, message)
+            for of, message in self._converse(code, timeout, None if rank is None else (rank,)):
+                show.message(of, message)
         finally:
             show.close()
 
@@ -90,21 +106,36 @@ class Ranks:
         return values
 
     def stream(self, code: str, timeout: float = 300.0) -> Iterator[dict]:
-        """Run code on every rank; yield each row that it emits, with its "rank", as it comes."""
+        """Run code on every rank; yield each row that it emits, with its "rank", as it comes. A slow reader loses none.
+        """
         show = Show(self.size)
         try:
             for rank, message in self._converse(code, timeout):
                 if ROW in message.get("data", {}):
-                    yield {**message["data"][ROW], "rank": rank}
+                    yield {**json.loads(message["data"][ROW]), "rank": rank}
                 else:
                     show.message(rank, message)
         finally:
             show.close()
 
+    def where(self) -> Where:
+        """What each rank does now, whether it can answer or not. From another thread while a cell runs."""
+        self._check_open()
+        return Where(self._crew.where())
+
     def close(self) -> None:
-        """End the ranks. What is defined on them is gone."""
-        if self._processes:
-            self._end()
+        """End the ranks. What is defined on them is gone. From any thread, at any time, more than once."""
+        self._closed = True
+        with uninterrupted():
+            if self._crew is not None:
+                self._end.detach()
+                self._crew.end()
+                if self._turn.acquire(blocking=False):  # otherwise whoever talks to them hangs up
+                    try:
+                        self._crew.hang_up()
+                    finally:
+                        self._turn.release()
+            self._give_back()
 
     def __enter__(self) -> Ranks:
         return self
@@ -112,131 +143,57 @@ class Ranks:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    # Starting and replacing
-
     def _start(self) -> None:
-        """Start the processes; `_join` waits for them."""
-        port, folder = free_port(), Path(tempfile.mkdtemp(prefix="tpgpt2-"))
-        shared = {"TPGPT2_SHARE_GPU": str(int(self.share_gpu))}
-        self._end = weakref.finalize(self, _end, self._processes, folder)
-        for rank in range(self.size):
-            self._processes.append(RankProcess(rank, folder, {**rank_env(rank, self.size, port), **shared}))
-        self._joined = False
-
-    def _join(self) -> None:
-        """Wait until the ranks have formed their group."""
-        try:
-            deadline = time.monotonic() + START
-            for p in self._processes:
-                p.wait_for_kernel(deadline)
-            code = ("from tpgpt2_ref.notebook.rank_kernel import RankSide\n"
-                    f"_rank = RankSide({self.device!r}, {self.group_timeout})\n")
-            self._joined = True
-            for _ in self._converse(code, START):
-                pass
-            self._about = self.get("(world.backend, _rank.device_name())")
-        except BaseException:
-            self.close()
-            raise
+        """Start the processes; `_converse` waits for them."""
+        if not self._forker.alive:
+            self._give_back()
+            self._forker = Forker.take()
+            self._give_back = weakref.finalize(self, self._forker.give_back)
+        self._crew = Crew(self._forker, self.size, self.device, self.group_timeout, self.share_gpu, self.check)
+        self._end = weakref.finalize(self, self._crew.finish)
+        self._unsure = False
 
     def _replace(self) -> None:
-        self.close()
-        self._processes = []
-        self._start()
+        """Fresh ranks, which form their group while the reader reads."""
+        self._end()
+        if not self._closed:
+            self._start()
 
-    # Talking to them
-
-    def _converse(self, code: str, timeout: float) -> Iterator[tuple[int, dict]]:
-        """Run code on every rank; yield (rank, output message) as they come.
-
-        Raises CellError if a rank raised, RankError if one died or the time is up. Afterwards the ranks are ready
-        for the next request: the same ones if they are in step, otherwise fresh ones.
-        """
-        if not self._processes:
+    def _check_open(self) -> None:
+        if self._closed:
             raise UserError("these ranks are closed: start new ones with Ranks(...)")
-        if self._busy:
-            raise UserError("the ranks are still busy with a stream: finish its loop first")
-        if not self._joined:
-            self._join()
-        self._busy = True
+
+    def _converse(self, code: str, timeout: float, only: tuple[int, ...] | None = None) -> Iterator[tuple[int, dict]]:
+        """Run code on the ranks; yield (rank, output message) as they come. Afterwards they are ready for the next."""
+        self._check_open()
+        if not self._turn.acquire(blocking=False):
+            raise UserError("the ranks are still busy with a cell or a stream: let it end first")
         try:
-            for p in self._processes:
-                p.submit(code)
+            with uninterrupted():
+                if self._unsure:
+                    self._replace()
+                try:
+                    check_alive(self._crew)
+                except BaseException as e:
+                    self._replace()
+                    e.args = (f"{e}. Fresh ranks replace them, and what was defined on the old ones is gone",)
+                    raise
             try:
-                yield from self._until_done(time.monotonic() + timeout)
-            except BaseException:  # an interrupt, or a reader who left `stream` early
-                self._recover()
+                self._crew.join()
+            except Exception:
+                self._unsure = True
                 raise
-            self._check(timeout)
+            self._unsure = True
+            yield from Conversation(self).run(code, timeout, only)
+            self._unsure = False
         finally:
-            self._busy = False
-
-    def _until_done(self, deadline: float) -> Iterator[tuple[int, dict]]:
-        """Yield (rank, message) until every rank is done, one is dead, or the time is up; one that has failed
-        leaves the others GRACE seconds."""
-        import zmq
-
-        while busy := [p for p in self._processes if not p.done]:
-            poller = zmq.Poller()
-            for p in busy:
-                for socket in p.sockets():
-                    poller.register(socket, zmq.POLLIN)
-            poller.poll(50)
-            for p in busy:
-                for message in p.messages():
-                    yield p.rank, message
-            if any(p.error for p in self._processes):
-                deadline = min(deadline, time.monotonic() + GRACE)
-            if time.monotonic() > deadline or any(p.death() for p in busy):
-                return
-
-    def _check(self, timeout: float) -> None:
-        """Raise what went wrong with the last request, once the ranks are usable again."""
-        failed = {p.rank: p.error for p in self._processes if p.error}
-        dead = [f"rank {p.rank} {p.death()}" for p in self._processes if p.death()]
-        busy = [p for p in self._processes if not p.done and not p.death()]
-        if not (failed or dead or busy):
-            return
-        doing = [f"rank {p.rank} was {p.where()}" for p in busy]
-        late = [f"no answer after {timeout:g} s"] if not (failed or dead) else []
-        after = ". ".join([*late, *dead, *doing, *self._recover()])
-        if failed:
-            raise CellError(failed, after)
-        raise RankError(after)
-
-    def _recover(self) -> list[str]:
-        """Interrupt what still runs, and keep these ranks if all are in step. Otherwise replace them, and say so."""
-        if not self._all_done(0.1):
-            for p in self._processes:
-                if not p.done:
-                    p.interrupt()
-        if self._all_done(GRACE) and self._in_step():
-            return []
-        self._replace()
-        return ["The ranks were out of step: fresh ones replace them, and what was defined on the old ones is gone"]
-
-    def _all_done(self, seconds: float) -> bool:
-        for _ in self._until_done(time.monotonic() + seconds):
-            pass
-        return all(p.done for p in self._processes)
-
-    def _in_step(self) -> bool:
-        """Whether a collective completes now on every rank: one may still owe, or be owed, an earlier one."""
-        for p in self._processes:
-            p.submit("_rank.check_in_step()", silent=True)
-        return self._all_done(IN_STEP) and not any(p.error for p in self._processes)
+            if self._closed:
+                self._crew.hang_up()
+            self._turn.release()
 
 
-def _end(processes: list[RankProcess], folder: Path) -> None:
-    for p in processes:
-        p.kill()
-    processes.clear()
-    shutil.rmtree(folder, ignore_errors=True)
+class Where(dict):
+    """{rank: what it does}, shown a line a rank."""
 
-
-def _register_magic(ranks: Ranks) -> None:
-    """%%ranks runs a cell on the ranks started last."""
-    from IPython import get_ipython
-
-    if shell := get_ipython():
-        shell.register_magic_function(lambda line, cell: ranks.run(cell), "cell", "ranks")
+    def __repr__(self) -> str:
+        return "\n".join(f"rank {rank} {what}" for rank, what in self.items())

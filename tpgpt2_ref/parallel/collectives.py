@@ -4,7 +4,8 @@
     AllReduce   [1,2,3] | [4,5,6]  ->  [5,7,9]   | [5,7,9]        every rank gets the sum
     Split       [A1,A2,B1,B2] on every rank -> [A1,A2] | [B1,B2]  a local slice, nothing moves
 
-`layer` names the caller in a trace. With one rank, or without a trace, nothing is recorded.
+`layer` names the caller in a trace and on the board (`board.py`), where ranks agree on what they are about to run. A
+World without either pays two `is None` a call; with one rank there is nothing to record.
 `all_reduce_add_norm` and `all_gather_stack` are kernels that only some algorithms have: the caller brings it.
 """
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import RankError
+from .board import cell_line
 
 # torch 2.13 renamed the two single-tensor collectives
 _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -24,10 +26,9 @@ def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
     if world.alone:
         return x
     algorithm = algorithm_for(x, world)
-    if world.trace is None:
+    if world.trace is None and world.board is None:
         return algorithm(x)
-    with world.trace.collective("all_reduce", x, algorithm.name, layer):
-        return algorithm(x)
+    return _recorded(world, "all_reduce", x, layer, lambda: algorithm(x), algorithm.name)
 
 
 def algorithm_for(x: torch.Tensor, world):
@@ -63,7 +64,7 @@ def reduce_scatter(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
 def broadcast(x: torch.Tensor, world, src: int = 0, layer: str = "") -> torch.Tensor:
     """Overwrite x on every rank with rank src's: (...) -> (...)."""
     if not world.alone:
-        _recorded(world, "broadcast", x, layer, lambda: dist.broadcast(x, src, group=world.group))
+        _recorded(world, "broadcast", x, layer, lambda: dist.broadcast(x, src, group=world.group), detail=f"rank {src}")
     return x
 
 
@@ -94,7 +95,7 @@ def split_tensor_along_last_dim(x: torch.Tensor, world) -> torch.Tensor:
 def barrier(world) -> None:
     """Wait until every rank is here."""
     if not world.alone:
-        dist.barrier(group=world.group)
+        _agreed(world, lambda: dist.barrier(group=world.group), "barrier")
 
 
 def gather_objects(obj, world) -> list:
@@ -102,13 +103,24 @@ def gather_objects(obj, world) -> list:
     if world.alone:
         return [obj]
     out = [None] * world.size
-    dist.all_gather_object(out, obj, group=world.group)
+    _agreed(world, lambda: dist.all_gather_object(out, obj, group=world.group), "gather_objects")
     return out
 
 
-def _recorded(world, op, x, layer, run, path=None, fused=None):
+def _recorded(world, op, x, layer, run, path=None, fused=None, detail=""):
     if world.trace is None:
-        return run()
+        return _agreed(world, run, op, x, layer, detail)
     with world.trace.collective(op, x, path or world.backend, layer) as row:
         row.fused = fused
+        return _agreed(world, run, op, x, layer, detail)
+
+
+def _agreed(world, run, op, x=None, layer="", detail=""):
+    """Run it; with a board only once all ranks are about to run the same."""
+    if world.board is None:
+        return run()
+    if not world.board.silent:
+        dtype, shape = ("", "") if x is None else (str(x.dtype).removeprefix("torch."), str(tuple(x.shape)))
+        world.board.post(op, dtype, shape, detail, layer, cell_line())
+    with world.board.quiet():  # posted once, not again as the torch.distributed call that it is
         return run()

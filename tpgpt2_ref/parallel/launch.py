@@ -1,21 +1,24 @@
 """Start N ranks of a command on this machine, and stop them all when one fails.
 
 What torchrun does, for one host: each rank is a process with torchrun's variables. A rank that dies takes the
-others with it within seconds, and the message names it.
+others with it within seconds, and the message names it. They meet in a private folder, not on a port, and neither they
+nor the folder outlive this process, however it ends.
 """
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from ..errors import RankError, UserError
-from .torchrun import share_gpu
+from .board import Board
+from .private import PrivateFolder
+from .torchrun import rank_env, share_gpu
 
 GRACE = 3.0  # seconds that the others get to end by themselves once one rank has failed
 
@@ -42,49 +45,47 @@ def check_size(size: int, device: str) -> None:
             raise UserError(f"--tp {size} needs {size} GPUs, this machine has {gpus}: lower --tp, or use --device cpu")
 
 
-def free_port() -> int:
-    """A port to meet on: MASTER_PORT if it is set (an error if it is taken), otherwise any free one."""
-    wanted = os.environ.get("MASTER_PORT", "0")
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind(("127.0.0.1", int(wanted)))
-        except (OSError, ValueError, OverflowError) as e:
-            raise UserError(f"MASTER_PORT {wanted} cannot be used ({e}): set it to a free port, or unset it") from e
-        return s.getsockname()[1]
-
-
-def rank_env(rank: int, size: int, port: int) -> dict[str, str]:
-    """torchrun's variables for one rank of a group on this host."""
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))}
-
-
 def launch(argv: list[str], size: int, env: dict[str, str] | None = None, module: str | None = "tpgpt2_ref",
-           timeout: float | None = None) -> None:
+           timeout: float | None = None, check: bool = False) -> None:
     """Run `python -m tpgpt2_ref ARGV` as `size` ranks. Rank 0 has this process's stdout and stderr.
 
     env      added to every rank's environment
     module   another module to run; None: ARGV goes to Python itself
     timeout  seconds after which ranks still running are stopped
+    check    the ranks agree on every collective before data moves (`board.py`)
     Raises UserError if the ranks ended with status 2 (they have said why), RankError naming the rank that failed.
     """
-    port, logs, ranks = free_port(), [], []
     program = [sys.executable, *(["-m", module] if module else []), *argv]
+    folder, logs, ranks = PrivateFolder(), [], []
+    if check:
+        Board.create(folder.path, size)
     try:
         for rank in range(size):
             logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
             ranks.append(subprocess.Popen(
                 program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
-                env={**os.environ, **rank_env(rank, size, port), **(env or {})},
+                env={**os.environ, **rank_env(rank, size, folder.path), **(env or {})},
                 stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
-        _wait(ranks, logs, timeout)
+        janitor = _janitor(ranks, folder.path)
+        try:
+            _wait(ranks, logs, timeout)
+        finally:
+            janitor.kill()
+            janitor.communicate()
     finally:
         for p in ranks:
             p.kill()
         for p in ranks:
             p.wait()
+        folder.remove()
+
+
+def _janitor(ranks: list[subprocess.Popen], folder: Path) -> subprocess.Popen:
+    """A shell that outlives this process if it is killed, to end its ranks and remove their folder."""
+    pids = [str(p.pid) for p in ranks]
+    return subprocess.Popen(["/bin/sh", "-c", 'folder=$1; shift; cat; kill -9 "$@"; rm -rf "$folder"', "sh",
+                             str(folder), *pids], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _wait(ranks: list[subprocess.Popen], logs: list, timeout: float | None) -> None:
@@ -117,4 +118,5 @@ def _last_line(log) -> str:
 
 
 def _die_with_parent():
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if sys.platform == "linux":  # elsewhere the janitor does it
+        getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

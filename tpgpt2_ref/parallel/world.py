@@ -17,7 +17,9 @@ import torch.distributed as dist
 from ..errors import RankError, UserError
 from ..trace import Trace
 from .all_reduce import AllReduce, all_reduces
-from .torchrun import torchrun_env
+from .board import Board
+from .torchrun import Rank, master, torchrun_env
+from .watched import watch
 
 
 @dataclass(eq=False)
@@ -34,6 +36,7 @@ class World:
     group: dist.ProcessGroup | None = None
     all_reduces: tuple[AllReduce, ...] = ()
     trace: Trace | None = None
+    board: Board | None = None  # where ranks agree on each collective: in notebooks and under --check
     imagined: bool = False  # see `imagine`
     timeout: float = 60.0  # seconds to wait for a rank that never comes
     before_close: WeakSet = field(default_factory=WeakSet)  # what holds CUDA graphs of this group's collectives
@@ -47,6 +50,11 @@ class World:
     def backend(self) -> str:
         """"single", or the process group's own name: "nccl", "gloo", "fake"."""
         return "single" if self.group is None else dist.get_backend(self.group)
+
+    @property
+    def joined(self) -> bool:
+        """Whether this world's group is still the one that this process is in."""
+        return self.group is None or dist.is_initialized() and dist.group.WORLD is self.group
 
     @classmethod
     def single(cls, device: str | torch.device = "cpu") -> World:
@@ -69,33 +77,25 @@ class World:
         Raises UserError for a rank without a GPU or a port in use, RankError if the others never came.
         """
         env = torchrun_env()
-        if env is None:
-            return cls.single("cuda:0" if device == "cuda" else device)
-        rank, size, local_rank, share_gpu = env
-        where = torch.device("cpu")
-        if device == "cuda":
-            gpus = torch.cuda.device_count()
-            if local_rank >= gpus and not (share_gpu and gpus):
-                raise UserError(f"rank {rank} needs GPU {local_rank} of this host, which has {gpus}: "
-                                f"lower --tp to {max(gpus, 1)}, or use --device cpu")
-            where = torch.device("cuda", local_rank % gpus)
-            torch.cuda.set_device(where)
-            if share_gpu:
-                # NCCL refuses two ranks on one GPU of one host: name each rank a host of its own, so that
-                # it goes over sockets. It shows that the code is right, never how fast it is.
-                os.environ["NCCL_HOSTID"] = f"rank{rank}"
-                os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+        if env is None or env.size == 1 and env.meeting is None:
+            return cls.single(f"cuda:{env.local_rank if env else 0}" if device == "cuda" else device)
+        where = _device(env) if device == "cuda" else torch.device("cpu")
+        rank, size, meeting = env.rank, env.size, env.meeting
+        at = str(meeting) if meeting else master()
         try:
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=size,
+            store = dist.FileStore(str(meeting / "store"), size) if meeting else _store(rank, at, timeout)
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=size, store=store,
                                     timeout=timedelta(seconds=timeout),
                                     device_id=where if device == "cuda" else None)
         except (dist.DistNetworkError, dist.DistStoreError) as e:
-            port = os.environ.get("MASTER_PORT")
             if "EADDRINUSE" in str(e) or "address already in use" in str(e).lower():
-                raise UserError(f"port {port} is in use: set MASTER_PORT to a free one, or leave it out") from e
-            raise RankError(f"rank {rank}: the group of {size} did not form on port {port}: "
-                            f"{str(e).splitlines()[0]}") from e
+                raise UserError(f"port {at.rpartition(':')[2]} is in use: set MASTER_PORT to a free one") from e
+            raise RankError(f"rank {rank}: the group of {size} did not form at {at}: {str(e).splitlines()[0]}") from e
         world = cls(rank, size, where, dist.group.WORLD, timeout=timeout)
+        if meeting and (meeting / "order.board").exists():
+            world.board = Board(meeting, rank, size, patience=timeout)
+            watch(world.board)
+            world.board.begin(cell=1)
         world.all_reduces = all_reduces(world, all_reduce)
         return world
 
@@ -106,6 +106,8 @@ class World:
         for algorithm in self.all_reduces:
             algorithm.close()
         self.all_reduces = ()
+        if self.board is not None:
+            self.board.end()
         if self.group is not None:
             self.group = None
             dist.destroy_process_group()
@@ -116,3 +118,26 @@ class World:
     def __exit__(self, *exc):
         self.close()
 
+
+def _device(env: Rank) -> torch.device:
+    """The GPU of this rank, made the current one."""
+    gpus = torch.cuda.device_count()
+    if env.local_rank >= gpus and not (env.share_gpu and gpus):
+        raise UserError(f"rank {env.rank} needs GPU {env.local_rank} of this host, which has {gpus}: "
+                        f"lower --tp to {max(gpus, 1)}, or use --device cpu")
+    device = torch.device("cuda", env.local_rank % gpus)
+    torch.cuda.set_device(device)
+    if env.share_gpu:
+        # NCCL refuses two ranks on one GPU of one host: name each rank a host of its own, so that it goes over
+        # sockets. It shows that the code is right, never how fast it is.
+        os.environ["NCCL_HOSTID"] = f"rank{env.rank}"
+        os.environ["TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"] = "1"
+    return device
+
+
+def _store(rank: int, at: str, timeout: float) -> dist.Store:
+    """The store at MASTER_ADDR and MASTER_PORT, refused where another process is this rank already."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    if store.add(f"tpgpt2 rank {rank}", 1) > 1:
+        raise UserError(f"another process is rank {rank} of the group at {at}: each group needs its own MASTER_PORT")
+    return store

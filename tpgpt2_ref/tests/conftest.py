@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from tpgpt2_ref.errors import RankError, UserError
-from tpgpt2_ref.parallel.launch import free_port, gpu_count, rank_env
+from tpgpt2_ref.parallel.launch import gpu_count
+from tpgpt2_ref.parallel.private import PrivateFolder
+from tpgpt2_ref.parallel.torchrun import rank_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,11 +164,11 @@ def on_ranks(size: int, function, *args, device: str | None = "cpu", env=None, t
     """
     fork = multiprocessing.get_context("forkserver")  # its server imports torch once, not every rank
     fork.set_forkserver_preload(["torch", "tpgpt2_ref.parallel.world", "tpgpt2_ref.engine", "tpgpt2_ref.weights"])
-    port, ranks, answers = free_port(), [], []
+    folder, ranks, answers = PrivateFolder(), [], []
     for rank in range(size):
         here, there = fork.Pipe(duplex=False)
         ranks.append(fork.Process(target=_rank_main, daemon=True, args=(
-            there, {**rank_env(rank, size, port), **(env or {})}, function, args, device)))
+            there, {**rank_env(rank, size, folder.path), **(env or {})}, function, args, device)))
         ranks[-1].start()
         there.close()
         answers.append(here)
@@ -181,6 +183,7 @@ def on_ranks(size: int, function, *args, device: str | None = "cpu", env=None, t
         for p in ranks:
             p.join(timeout=0 if any(error for error, _ in got) else 10)
             p.kill()
+        folder.remove()
     failed = [f"rank {rank}: {error}" for rank, (error, _) in enumerate(got) if error]
     assert not failed, "\n".join(failed)
     return [result for _, result in got]
