@@ -77,7 +77,8 @@ def run(args, argv: list[str]) -> int:
             args.tp = size = group.size if group else size
         check_size(size if group is None else 1, args.device)
     if size is not None and size > 1 and group is None:
-        launch(argv, size, check=getattr(args, "check", False))  # the ranks check the rest, and rank 0 says what is wrong
+        # the ranks check the rest, and rank 0 says what is wrong
+        launch(argv, size, check=getattr(args, "check", False))
         return 0
     if hasattr(command, "check"):
         command.check(args)

@@ -119,7 +119,7 @@ def door_overhead(world, repeats: int = 100) -> dict:
         return _door_overhead(world, repeats)
 
 
-def _door_overhead(world, repeats: int ) -> dict:
+def _door_overhead(world, repeats: int) -> dict:
     x = torch.zeros(DOOR_BYTES // 4, device=world.device)
     theirs = bare("all_reduce", x, world)
     sums = world.all_reduces

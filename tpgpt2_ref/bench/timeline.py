@@ -32,7 +32,6 @@ from .stopwatch import captured, microseconds
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
           "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out
-
 CYCLES_PER_US = 1700  # of an H100 or H200 at work, about
 
 
@@ -92,7 +91,7 @@ def record(model, step, repeats: int = 5, graph: bool = False) -> dict:
         return _record(model, step, repeats, graph)
 
 
-def _record(model, step, repeats: int , graph: bool ) -> dict:
+def _record(model, step, repeats: int, graph: bool) -> dict:
     world = model.world
     for _ in range(2):
         step()  # warm: kernels compiled, memory allocated

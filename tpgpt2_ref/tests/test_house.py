@@ -106,7 +106,7 @@ def test_contributing_lists_every_floor():
 
 WITHOUT_TORCH = ("config", "errors", "request", "trace", "attention.platform", "attention.matrix", "attention.selector",
                  "cost.collectives", "cost.forward", "recorded.machine", "recorded.nvml", "recorded.results",
-                 "recorded.samples", "bench.dial", "parallel.launch", "parallel.all_reduce",
+                 "recorded.samples", "bench.dial", "parallel.launch", "parallel.board", "parallel.all_reduce",
                  "parallel.all_reduce.push_model", "attention.vllm_rules", "pictures.diagrams", "course.claims",
                  "course.judge", "course.exercises", "commands.arguments", "commands.bench", "cli")
 
