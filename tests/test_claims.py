@@ -264,3 +264,10 @@ choose("verdict", "wrong"); choose("diagram", "2"); choose("kind", "cited"); cho
     assert said == [left(verdict="wrong"), left(verdict="wrong", diagram="2"),
                     left(verdict="wrong", diagram="2", kind="cited"), left(diagram="2", kind="cited")]
     assert '<form class="ledger-filter">' in dom
+
+
+def test_every_fact_of_vllm_is_used_by_a_claim():
+    witnesses = "".join(path.read_text() for path in Path(judge.__file__).parent.glob("*.py"))
+    witnesses += Path(vllm_rules.__file__).read_text()
+    said = witnesses + " ".join(claim.cell for claim in CLAIMS)
+    assert [name for name in vllm_rules.rules()["facts"] if f'"{name}"' not in said and f"'{name}'" not in said] == []
