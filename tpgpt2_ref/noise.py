@@ -1,6 +1,9 @@
 """Noise without a generator's state: a hash of where it stands, so it is the same on every rank and in every batch."""
 from __future__ import annotations
 
+from array import array
+from hashlib import blake2b
+
 import torch
 
 
@@ -28,6 +31,10 @@ def hash32(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 16 & 0xFFFF)
 
 
-def seed_of(seed: int, copy: int = 0) -> int:
-    """The seed of one more copy of a prompt, as an int64: the first copy's is the user's own, modulo 2**64."""
-    return (seed + copy * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63  # the golden ratio: no user's seed is near
+def seed_of(seed: int, prompt: array, copy: int = 0) -> int:
+    """An int64 of a sequence's own, out of the user's seed (0 to 2**64 - 1), its prompt, and which copy of it it is.
+
+    So texts of one batch don't draw alike, and none depends on where in a batch it stands, nor beside whom.
+    """
+    named = array("Q", [seed, copy]).tobytes() + prompt.tobytes()
+    return int.from_bytes(blake2b(named, digest_size=8).digest(), "little", signed=True)

@@ -4,6 +4,8 @@
 """
 from __future__ import annotations
 
+from array import array
+
 import torch
 
 from ..attention.metadata import decode_metadata, prefill_metadata
@@ -50,7 +52,8 @@ def make_rung_step(model, rung: Rung, batch: int, prompt_len: int):
     decoder = GraphDecoder(model, model.new_kv_caches(batch * pages + 1), rung)
     state, step = decoder.uncaptured(batch)
     ids = torch.randint(config.vocab_size, (batch,), generator=torch.Generator().manual_seed(0)).tolist()
-    decoder.fill(state, [Sequence([0] * prompt_len, 2, i, list(range(1 + i * pages, 1 + (i + 1) * pages)), [ids[i]])
+    prompt = array("q", [0] * prompt_len)
+    decoder.fill(state, [Sequence(prompt, 2, i, list(range(1 + i * pages, 1 + (i + 1) * pages)), [ids[i]])
                          for i in range(batch)], SamplingParams())
     state.live.zero_()  # no position moves on
     return torch.inference_mode()(step)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections import Counter
 
 import torch
@@ -84,10 +85,10 @@ class Engine:
     def add(self, prompts: list[list[int]], max_new_tokens: int, seed: int = 0) -> list[Sequence]:
         """Have the scheduler wait with these prompts for their turn. Each copy of a prompt draws with another seed."""
         sequences, copies = [], Counter()
-        for prompt in prompts:
+        for prompt in (array("q", prompt) for prompt in prompts):
             limit = max(1, min(max_new_tokens, self.config.n_positions - len(prompt)))
-            sequences.append(Sequence(prompt, limit, seed_of(seed, copies[tuple(prompt)])))
-            copies[tuple(prompt)] += 1
+            sequences.append(Sequence(prompt, limit, seed_of(seed, prompt, copies[prompt.tobytes()])))
+            copies[prompt.tobytes()] += 1
         self.scheduler = self._scheduler_for(sequences)
         self.scheduler.add(sequences)
         return sequences

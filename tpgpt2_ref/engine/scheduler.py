@@ -13,16 +13,13 @@ from ..attention.kv_cache import BlockAllocator
 
 @dataclass(eq=False)
 class Sequence:
-    """One prompt and what came of it. The prompt becomes an array once, which a prefill can copy as it is."""
+    """One prompt and what came of it."""
 
-    prompt: list[int] | array
+    prompt: array  # of int64, which a prefill can copy as it is
     limit: int  # new tokens at most
     seed: int = 0  # of its noise, an int64
     blocks: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.prompt = array("q", self.prompt)
 
     @property
     def length(self) -> int:

@@ -106,6 +106,40 @@ def test_sampled_tokens_do_not_depend_on_the_batch():
 
 
 @pytest.mark.gpu
+def test_seeds_and_filters_are_data():
+    """Twenty requests that differ in seed, temperature, top-k and top-p: two graphs, and no more memory."""
+    engine, held = Engine(load_model("tiny", World.single("cuda"), dtype="float16")), []
+    for seed in range(10):
+        for params in (SamplingParams(0.5 + seed / 10, seed=seed), SamplingParams(1.1, seed + 3, 0.9, seed)):
+            engine.generate(PROMPTS, 4, params)
+        held.append(torch.cuda.memory_reserved())
+    assert engine.why_eager is None and set(engine.decoder.steps) == {(8, False), (8, True)}
+    assert held[-1] == held[2]
+
+
+@pytest.mark.gpu
+def test_a_named_backend_decodes_in_a_graph_of_its_own():
+    free = Engine(load_model("tiny", World.single("cuda"), dtype="float16"))
+    name = free.model.impl.name
+    named = Engine(load_model("tiny", World.single("cuda"), dtype="float16", backend=name))
+    assert (free.decode_attention, named.decode_attention) == ("kernels.decode_attention", name)
+    assert named.rung.name == "graph" and same(free.generate(PROMPTS, 20), named.generate(PROMPTS, 20)) > SAME
+    assert named.why_eager is None and named.decoder.steps
+
+
+@pytest.mark.gpu
+def test_prompts_as_long_as_the_model_again_and_again():
+    model = load_model("random:gpt2-test", World.single("cuda"), dtype="float16")  # 128 positions, less than a grain
+    engine, n = Engine(model), model.config.n_positions
+    prompts = [[i % 250 for i in range(n)], [7] * (n - 1), [3] * (n - 3), [9]]
+    first = engine.generate(prompts, 20)
+    for _ in range(3):  # the second is captured, the third replayed
+        assert same(engine.generate(prompts, 20), first) > SAME
+    assert [len(new) for new in first] == [1, 1, 3, 20] or 256 in sum(first, [])
+    assert 0 < engine._blocks_that_fit()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("size, names", [(2, ["graph", "+head", "+sum", "+pdl"]), (4, ["+head", "+pdl"])])
 def test_ranks_in_graphs(size, names):
     """Collectives inside the graphs. Where there is one GPU, all ranks share it: right, not fast."""

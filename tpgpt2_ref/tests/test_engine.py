@@ -1,20 +1,28 @@
 """The engine's decode: the step made of twins is gpt2.py's, rows end when they should, and noise is where it stands."""
 from __future__ import annotations
 
-from dataclasses import replace
+from array import array
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tpgpt2_ref.attention.kv_cache import BlockAllocator
+from tpgpt2_ref.config import GPT2Config
 from tpgpt2_ref.engine import Engine, SamplingParams
+from tpgpt2_ref.engine.decode_graph import cannot_prefill, choose_rung, graph_batch
 from tpgpt2_ref.engine.graph import PlainStep
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
+from tpgpt2_ref.engine.prefill_graph import BUCKETS, bucket_of
 from tpgpt2_ref.engine.sampling import sample
-from tpgpt2_ref.kernels import KERNELS
+from tpgpt2_ref.engine.scheduler import Scheduler, Sequence
+from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.kernels.plain import key_value, order_key
 from tpgpt2_ref.noise import gumbel, hash32
 from tpgpt2_ref.parallel.world import World
-from tpgpt2_ref.weights import load_model
+from tpgpt2_ref.weights import Checkpoint, load_model
 
 from .conftest import on_ranks
 
@@ -64,18 +72,129 @@ def test_sequences_end_at_their_own_time():
         object.__setattr__(model.config, "eos_token_id", 256)
 
 
-def test_the_cache_stays_where_it_is():
-    engine = make_graphs(load_model("random:gpt2-test", World.single()))
-    caches = set()
-    for _ in range(3):
-        engine.generate(PROMPTS, 5)
-        caches.add(engine.kv_caches[0].data_ptr())
-    assert len(caches) == 1  # graphs hold its address
+@pytest.fixture(scope="module")
+def small():
+    """A model whose length is no multiple of a page, nor of a prefill's grain."""
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=41, vocab_size=67, eos_token_id=66)
+    model = load_model(Checkpoint(config, None, {}), World.single())
+    return model, make_graphs(model), Engine(model)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 41), min_size=1, max_size=9), new=st.integers(1, 41),
+       spare=st.none() | st.integers(0, 6), max_batch=st.integers(1, 9), top_k=st.sampled_from([0, 1, 7, 100]),
+       temperature=st.sampled_from([0.0, 1e-30, 0.7, 1.5]), top_p=st.sampled_from([1.0, 0.6]),
+       seed=st.sampled_from([0, 2**32 + 5, 2**64 - 1]), mix=st.integers(0, 99))
+def test_graphs_give_what_gpt2_gives(small, lengths, new, spare, max_batch, top_k, temperature, top_p, seed, mix):
+    """Any prompts up to the model's length, few pages or many, any sampling; again on the same graphs, and shuffled."""
+    model, graphs, eager = small
+    prompts = [[(mix + 7 * i * i + j * (i + 1)) % 66 for j in range(n)] for i, n in enumerate(lengths)]
+    params = SamplingParams(temperature, top_k, top_p, seed)
+    want = eager.generate(prompts, new, params)
+    pages = max(-(-(n + min(new, max(1, 41 - n)) - 1) // 16) for n in lengths)
+    for engine in (graphs, graphs, Engine(model, spare if spare is None else pages + spare + 1, max_batch, TWINS,
+                                          PlainStep)):
+        assert engine.generate(prompts, new, params) == want
+    assert graphs.generate(prompts[::-1], new, params) == want[::-1] or len(set(map(tuple, prompts))) < len(prompts)
+    assert graphs.why_eager is None and len(graphs.prefills.buckets) <= BUCKETS
+    assert graphs.decoder is None or len(graphs.decoder.steps) <= 2 * 5  # sizes, with and without filters
+
+
+def test_copies_of_a_prompt_draw_apart_and_prompts_do_too():
+    model = load_model("random:gpt2-test", World.single())
+    params = SamplingParams(1.0, seed=7)
+    first, second, third, other = Engine(model).generate([[5], [5], [5], [9]], 12, params)
+    assert len({tuple(new) for new in (first, second, third, other)}) == 4
+    assert Engine(model).generate([[9], [5], [5]], 12, params) == [other, first, second]
+    drawn = [Engine(model).generate([[5]], 12, SamplingParams(1.0, seed=seed))[0] for seed in (5, 2**32 + 5, 2**63 + 5)]
+    assert len(set(map(tuple, drawn))) == 3
+
+
+def test_the_cache_takes_no_more_than_there_is(small, monkeypatch):
+    """Memory for a page or two more than one prompt needs: the others wait, and get the same tokens."""
+    model, _, eager = small
+    want = eager.generate([[1] * 30, [2] * 20, [3]], 9)
+    engine = Engine(model)
+    monkeypatch.setattr(engine, "_blocks_that_fit", lambda: 4)
+    assert engine.generate([[1] * 30, [2] * 20, [3]], 9) == want
+    assert engine.kv_caches[0].shape[1] == 4
+    assert engine.generate([[1] * 30, [2] * 20, [3]], 9) == want and engine.kv_caches[0].shape[1] == 4
+    monkeypatch.setattr(engine, "_blocks_that_fit", lambda: 2)
+    engine.close()
+    with pytest.raises(UserError, match="1 pages of 16 tokens, one prompt needs 3"):
+        engine.generate([[1] * 30], 9)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(blocks=st.integers(1, 30), size=st.sampled_from([1, 16]), wishes=st.lists(st.integers(0, 200), max_size=30))
+def test_allocator(blocks, size, wishes):
+    """Pages are whole, nobody's twice, never page 0; a refusal takes nothing; what comes back can go out again."""
+    allocator, held = BlockAllocator(blocks, size), []
+    for i, tokens in enumerate(wishes):
+        free = len(allocator.free)
+        try:
+            held.append(allocator.allocate(tokens))
+            assert len(held[-1]) * size >= tokens > (len(held[-1]) - 1) * size
+        except UserError:
+            assert tokens > free * size and len(allocator.free) == free
+        if i % 3 == 2 and held:
+            allocator.release(held.pop(0))
+        taken = [page for pages in held for page in pages]
+        assert sorted([0, *taken, *allocator.free]) == list(range(blocks))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(jobs=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=12),
+       max_batch=st.integers(1, 5), spare=st.integers(0, 8))
+def test_scheduler(jobs, max_batch, spare):
+    """All run, in order, no more at once than allowed, whenever they end."""
+    sequences = [Sequence(array("q", [1] * n), limit) for n, limit, _ in jobs]
+    ends = {id(s): min(s.limit, end) for s, (_, _, end) in zip(sequences, jobs)}
+    scheduler = Scheduler(1 + max(-(-s.cached // 16) for s in sequences) + spare, 16, max_batch, max_tokens=64)
+    scheduler.add(sequences)
+    started = []
+    while scheduler.busy:
+        fresh = scheduler.admit()
+        assert len(fresh) == 1 or sum(len(s.prompt) for s in fresh) <= 64
+        started += fresh
+        assert 1 <= len(scheduler.running) <= max_batch
+        pages = [page for s in scheduler.running for page in s.blocks]
+        assert len(pages) == len(set(pages)) and all(len(s.blocks) * 16 >= s.cached for s in scheduler.running)
+        for s in scheduler.running:
+            s.new.append(7 if len(s.new) + 1 == ends[id(s)] else 3)
+        scheduler.retire((7,))
+    assert started == sequences and len(scheduler.allocator.free) == scheduler.allocator.num_blocks - 1
+
+
+def forced(source: str, **can):
+    """A model on a GPU to imagine, whose backend somebody named, or nobody."""
+    impl = SimpleNamespace(name="X", dtype=torch.float16, cache_dtype="auto", head_size=64, cuda_graphs=True,
+                           prefill_graphs=False)
+    impl.__dict__.update(can)
+    return SimpleNamespace(world=World(device=torch.device("cuda:0")), impl=impl, plan="shipped",
+                           choice=SimpleNamespace(source=source))
+
+
+def test_a_backend_that_was_named_is_captured(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    assert choose_rung(forced("platform")) == (LADDER[-1], None)
+    for source in ("force", "environment"):
+        assert choose_rung(forced(source)) == (LADDER[1], None)
+        rung, why = choose_rung(forced(source, cuda_graphs=False))
+        assert rung == LADDER[0] and "X asks the GPU for lengths" in why
+    assert cannot_prefill(forced("force", prefill_graphs=True)) is None
+    assert "X" in cannot_prefill(forced("force"))
+
+
+def test_rows_of_a_graph():
+    rows = [graph_batch(n) for n in range(1, 257)]
+    assert all(n <= r < n + 16 and r <= 2 * n for n, r in enumerate(rows, 1)) and graph_batch(129) == 144
+    assert sorted(set(rows)) == [1, 2, 4, 8, *range(16, 257, 16)]
 
 
 def test_prefill_of_a_bucket():
     """Prompts, and what fills the bucket up behind them: gpt2.py's logits and cache."""
-    pytest.importorskip("triton")
     engine = make_graphs(load_model("random:gpt2-test", World.single()))
     for prompts in (PROMPTS, PROMPTS[2:3], [[3] * 64, [4] * 127], [[5] * 128]):
         forward, sequences = engine.prefill_call(prompts), engine.scheduler.running
@@ -93,15 +212,14 @@ def test_prefill_of_a_bucket():
         engine.close()
 
 
-def test_buckets_hold_their_batches():
-    pytest.importorskip("triton")  # a CPU build of torch brings none
-    from tpgpt2_ref.engine.prefill_graph import bucket_of
-
-    for lengths in ([1], [1024], [1000] * 8, [1, 2, 3], [1024] * 64, [127] * 3):
-        sequences, tokens, longest = bucket_of(lengths, 1024)
-        padding = tokens - sum(lengths)
-        assert sequences > len(lengths) and 0 < padding <= max(64, sum(lengths) / 8 + 1) and padding <= 512
-        assert longest >= max(*lengths, padding) and longest <= 1024
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(n_positions=st.integers(1, 1024), data=st.data())
+def test_buckets_hold_their_batches(n_positions, data):
+    lengths = data.draw(st.lists(st.integers(1, n_positions), min_size=1, max_size=70))
+    sequences, tokens, longest = bucket_of(lengths, n_positions)
+    padding = tokens - sum(lengths)
+    assert sequences > len(lengths) and 0 < padding <= min(max(64, sum(lengths) / 8 + 1), 512, n_positions)
+    assert max(*lengths, padding) <= longest <= n_positions
 
 
 def test_why_not_graphs():
@@ -111,12 +229,9 @@ def test_why_not_graphs():
 
 
 def test_rungs_of_a_machine():
-    assert [r.name for r in rungs(1, True)] == [r.name for r in LADDER if r.name != "+sum"]
-    assert rungs(2, False)[-1].name == "+sum" and rungs(2, True)[-1].pdl
-    assert set(LADDER[-1].fused) == set(KERNELS)
+    assert rungs(2, False)[-1].name == "+sum" and rungs(1, False)[-1].name == "+norm" and rungs(2, True)[-1].pdl
     for below, rung in zip(LADDER[2:], LADDER[3:]):  # each adds a switch and keeps the others
-        assert set(below.fused) <= set(rung.fused)
-        assert replace(below, name=rung.name, what=rung.what) != rung
+        assert set(below.fused) <= set(rung.fused) and below.kernels() != rung.kernels()
 
 
 def test_order_of_keys():
@@ -151,8 +266,6 @@ def test_sampling_follows_the_distribution():
 
 
 def test_full_cache_is_refused_before_anything_runs():
-    from tpgpt2_ref.errors import UserError
-
     engine = Engine(load_model("random:gpt2-test", World.single()), num_blocks=3)
     with pytest.raises(UserError, match="2 pages of 16 tokens, one prompt needs 3"):
         engine.generate([[1], [2] * 30], 4)

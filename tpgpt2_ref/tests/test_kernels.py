@@ -218,6 +218,40 @@ def hold_split_equal(case: Case):
         assert not case.state.arrived.any()
 
 
+def hold_noise_equal(case: Case):
+    """All logits alike: what is drawn is the noise's own argmax, the same bits in the kernel and its twin."""
+    from tpgpt2_ref.kernels import products
+
+    x = Residual(torch.zeros_like(case.x), None, normed=torch.zeros_like(case.x))
+    case.state.sampling[0] = 1.0
+    for seed in (0, 5, 2**32 + 5, 2**63 - 1, -(2**63), -1):
+        case.state.seeds.copy_(seed - torch.arange(case.state.batch) if seed > 0 else seed + torch.arange(
+            case.state.batch))
+        fused, twin = (room.head_argmax(x, case.wte, case.state).amax(0) for room in (products, plain))
+        assert torch.equal(fused & 0xFFFFFFFF, twin & 0xFFFFFFFF)  # tokens
+        assert_close("noise", plain.key_value(fused), plain.key_value(twin), torch.float32)
+
+
+def hold_far_rows_equal(case: Case):
+    """Rows of mean 100 and deviation 0.1: E[x^2] - mean^2 in float32 would be off by a tenth of the variance."""
+    from tpgpt2_ref.kernels import products
+
+    case.x.copy_(100 + 0.1 * torch.randn(case.x.shape, generator=torch.Generator().manual_seed(0)))
+    case.c_proj.weight *= 1e-3
+    case.c_proj.bias *= 1e-3
+    x = Residual(case.x, case.norm)
+    want = torch.nn.functional.linear(torch.nn.functional.layer_norm(
+        case.x.double(), case.norm.normalized_shape, case.norm.weight.double(), case.norm.bias.double(), case.norm.eps),
+        case.c_attn.weight.double(), case.c_attn.bias.double())
+    wide = Wide(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=1, num_warps=4)
+    for tile in (Gemv(4, 4), Skinny(16, 16, 2, 16, 4), wide):
+        got = products.qkv(x, case.c_attn, case.state, tile=tile).double()
+        assert (got - want).norm() < 3e-3 * want.norm(), (tile, (got - want).norm() / want.norm())
+    left = products.add(case.inner, case.c_proj, x, case.norm, case.state, tile=wide, scaled=True)
+    got, twin = products.qkv(left, case.c_attn, case.state, tile=wide), plain.qkv(left, case.c_attn, case.state)
+    assert (got - twin).norm() < 1e-2 * twin.norm(), (got - twin).norm() / twin.norm()
+
+
 def hold_steps_equal(filtered):
     """Steps of a whole model in a row, of more rows than `ALL_WIDE`: what one leaves behind doesn't meet the next."""
     model = load_model("random:gpt2-test", World.single())
@@ -312,6 +346,8 @@ elif __name__ == "__main__":
         hold_equal(small, Kernels.choose())
         hold_prefill_equal(small)
     hold_split_equal(small)
+    hold_noise_equal(small)
+    hold_far_rows_equal(small)
     with torch.inference_mode():
         for filtered in (False, True):
             hold_steps_equal(filtered)

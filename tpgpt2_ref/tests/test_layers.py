@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tpgpt2_ref.errors import RankError
 from tpgpt2_ref.parallel.collectives import (
     all_gather,
     all_reduce,
@@ -62,6 +65,7 @@ def test_an_imagined_rank_talks_to_nobody():
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert all_reduce(x, world).tolist() == x.tolist()
     assert all_gather(x, world).tolist() == [[1.0, 2.0] * 4, [3.0, 4.0] * 4]
+    assert reduce_scatter(x.repeat(2, 1), world).tolist() == [[1.0, 2.0]] and broadcast(x, world, src=3) is x
     assert not World.single().imagine(1).imagined
 
 
@@ -112,6 +116,40 @@ def test_layers_equal_the_matrices_they_split(size):
     full = m["x"] @ m["qkv"] + m["qkv_b"]
     for i, want in enumerate(full.chunk(3, -1)):  # q, k, v, in the order of the heads
         close(torch.cat([r["qkv"].chunk(3, -1)[i] for r in ranks], -1)[:, :D], want)
+
+
+def test_a_world_without_algorithms_says_so():
+    with pytest.raises(RankError, match="no all-reduce algorithm of this world takes"):
+        all_reduce(torch.ones(2), World(rank=0, size=2))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(size=st.integers(1, 9), wide=st.integers(1, 70), multiple=st.sampled_from([1, 2, 8]), heads=st.integers(1, 13),
+       head_size=st.sampled_from([1, 4]))
+def test_shards_put_together_are_the_whole(size, wide, multiple, heads, head_size):
+    """Any sizes, any number of ranks: every element stands on one rank, in order, and padding is zero."""
+    def ranks(make, *whole):
+        made = [make(World(rank, size)) for rank in range(size)]
+        for layer in made:
+            layer.load(*whole)
+        return made
+
+    w, b = 1 + torch.rand(3, wide), 1 + torch.rand(wide)
+    column = ranks(lambda world: ColumnParallelLinear(3, wide, world, multiple=multiple), w, b)
+    for whole, parts in ((w.T, [r.weight for r in column]), (b, [r.bias for r in column])):
+        assert torch.equal(torch.cat(parts)[:wide], whole) and not torch.cat(parts)[wide:].any()
+    row = torch.cat([r.weight for r in ranks(lambda world: RowParallelLinear(wide, 3, world, multiple=multiple), w.T,
+                                             b[:1].expand(3))], 1)
+    assert torch.equal(row[:, :wide], w) and not row[:, wide:].any()
+    d = heads * head_size
+    w, b = 1 + torch.rand(2, 3 * d), 1 + torch.rand(3 * d)
+    qkv = ranks(lambda world: QKVParallelLinear(2, head_size, heads, world), w, b)
+    for i, whole in enumerate(w.T.chunk(3)):
+        part = torch.cat([r.weight.chunk(3)[i] for r in qkv])
+        assert torch.equal(part[:d], whole) and not part[d:].any()
+    rows = ranks(lambda world: VocabParallelEmbedding(wide, 2, world), torch.ones(wide, 2))
+    wte = torch.cat([r.weight for r in rows])
+    assert wte[:wide].all() and not wte[wide:].any()
 
 
 def test_split_refuses_what_does_not_divide():
