@@ -12,7 +12,7 @@ from tpgpt2_ref.cli import main
 from tpgpt2_ref.course.exercises import progress
 from tpgpt2_ref.course.exercises.catalogue import CATALOGUE, NEEDS, find
 from tpgpt2_ref.course.exercises.grader import check, own_ranks
-from tpgpt2_ref.course.exercises.show import markdown, solution, start
+from tpgpt2_ref.course.exercises.show import markdown, score, solution, start
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.parallel.launch import gpu_count
 
@@ -165,6 +165,14 @@ def test_a_page_shows_the_task_with_everything_folded():
         assert entry.function in start(entry) and entry.function in solution(entry)
     assert repr(check("padded-rows", ...)).startswith("○ Not yet.")
     assert "&lt;" in check("padded-rows", define("def f(v, n):\n    return '<b>'"))._repr_html_()
+
+
+def test_the_score_is_the_readers_own():
+    assert repr(score()).endswith("0 of 20 exercises solved. 0 patients diagnosed, 0 points.")
+    check("busbw", lambda a: a), check("busbw", lambda a: a), check("padded-rows", find("padded-rows").task.solution)
+    progress.note("lab", "7", {"points": 6, "right": True}), progress.note("lab", "8", "broken")
+    assert "busbw (2 tries)" in repr(score()) and "<td>padded-rows ✓</td>" in score()._repr_html_()
+    assert repr(score()).endswith("1 of 20 exercises solved. 1 patient diagnosed, 6 points.")
 
 
 def test_the_command_lists_and_runs_them(capfd):

@@ -128,6 +128,7 @@ def test_a_bug_links_to_a_chapter_that_exists():
 
 
 def test_mistakes_of_the_user(ranks):
+    assert not sabotage.admit(1, ranks).diagnose(...)  # as a chapter has it, for the reader to fill in
     with pytest.raises(UserError, match="a whole number"):
         sabotage.admit("seven")
     with pytest.raises(UserError, match="no bug 'flu'; .*bugs"):

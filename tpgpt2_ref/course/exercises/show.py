@@ -51,35 +51,36 @@ def renamed(function, entry: Entry) -> str:
 
 
 class Score:
-    """Which exercises are solved and which patients were diagnosed: a table of the reader's own file."""
+    """Which exercises are solved and which patients were diagnosed, from the reader's own file."""
 
-    def __init__(self):
-        self.read = progress.read()
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(chapter, "1 of 2", names with ✓ or the number of tries), chapter by chapter."""
+        chapters = {}
+        for entry in CATALOGUE:
+            chapters.setdefault(entry.chapter, []).append(entry.name)
+        return [(chapter, f"{sum(map(progress.solved, names))} of {len(names)}", ", ".join(map(self.mark, names)))
+                for chapter, names in chapters.items()]
 
-    def rows(self) -> list[tuple[Entry, str]]:
-        def mark(name: str) -> str:
-            tries = progress.tries(name)
-            return "✓" if progress.solved(name) else f"{tries} tries" if tries else ""
-
-        return [(entry, mark(entry.name)) for entry in CATALOGUE]
-
-    def __repr__(self) -> str:
-        rows = [f"{mark:>9}  {entry.name:18}{entry.title}" for entry, mark in self.rows()]
-        return "\n".join([*rows, self.sum()])
+    def mark(self, name: str) -> str:
+        tries = progress.tries(name)
+        return f"{name} ✓" if progress.solved(name) else f"{name} ({tries} tries)" if tries else name
 
     def sum(self) -> str:
-        lab = [p for p in self.read["lab"].values() if isinstance(p, dict) and p.get("right") is True]
+        lab = [p for p in progress.read()["lab"].values() if isinstance(p, dict) and p.get("right") is True]
         points = sum(p["points"] for p in lab if isinstance(p.get("points"), int))
-        solved = sum(progress.solved(e.name) for e in CATALOGUE)
-        return (f"{solved} of {len(CATALOGUE)} exercises solved; {len(lab)} patients diagnosed, {points} points. "
-                f"Kept in {progress.progress_file().name}, a file of your own.")
+        solved = sum(progress.solved(entry.name) for entry in CATALOGUE)
+        patients = f"{len(lab)} patient{'s' * (len(lab) != 1)} diagnosed"
+        return f"{solved} of {len(CATALOGUE)} exercises solved. {patients}, {points} points."
+
+    def __repr__(self) -> str:
+        return "\n".join([*(f"{chapter:20}{done:9}{names}" for chapter, done, names in self.rows()), self.sum()])
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = "".join(f"<tr><td>{mark}</td><td>{escape(entry.title)}</td><td>{entry.chapter}</td></tr>"
-                       for entry, mark in self.rows())
-        return f"<table><tr><th></th><th>exercise</th><th>chapter</th></tr>{rows}</table><p>{escape(self.sum())}</p>"
+        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows())
+        return (f"<table><tr><th>chapter</th><th>solved</th><th>exercises</th></tr>{rows}</table>"
+                f"<p>{escape(self.sum())}</p>")
 
 
 def score() -> Score:

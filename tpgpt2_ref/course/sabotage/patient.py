@@ -13,7 +13,7 @@ NAMES = {
     "healthy": "nothing is wrong",
     "naive-qkv-half": "a fused QKV matrix cut in the middle",
     "bias-twice": "a bias added on both ranks",
-    "mlp-sum-missing": "an MLP that nobody sums",
+    "mlp-sum-missing": "an MLP whose parts nobody sums",
     "gather-for-sum": "a gather where a sum was meant",
     "sum-before-gelu": "a sum before GELU",
     "foreign-kv": "the keys and values of the other rank's heads",
@@ -134,7 +134,9 @@ class Patient:
         return self._use("repeat", "The same forward again")
 
     def diagnose(self, name: str) -> Verdict:
-        """Right, or what speaks against it. A wrong diagnosis costs three points."""
+        """Right, or what speaks against it. A wrong diagnosis costs three points; `...` is none yet."""
+        if name is ...:
+            return Verdict(False, f"{self} sabotage.bugs() lists what it can have.")
         if name not in NAMES:
             raise UserError(f"no bug {name!r}; sabotage.bugs() lists them: {', '.join(NAMES)}")
         said = self._ask(f"judged({self.seed}, {name!r}, world)")
