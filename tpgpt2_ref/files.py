@@ -121,8 +121,11 @@ def write_whole(path: Path | str, content: bytes | str) -> None:
 def _target(path: Path | str) -> Path:
     """The path itself, links followed: a link stays a link."""
     target = Path(os.path.realpath(path))
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, "its links go round in a circle")
+    try:
+        if stat.S_ISLNK(os.lstat(target).st_mode):
+            raise OSError(errno.ELOOP, "its links go round in a circle")
+    except FileNotFoundError:
+        pass
     return target
 
 

@@ -129,7 +129,7 @@ def load_bpe(folder: Path) -> BPETokenizer | None:
     except UserError:
         raise
     except Exception as e:  # `tokenizers` raises bare Exception for a bad file
-        raise UserError(f"{folder}: the tokenizer cannot be read: {e}") from e
+        raise UserError(f"{folder}: the tokenizer cannot be read: {' '.join(str(e).split())}") from e
     bpe.no_truncation(), bpe.no_padding()
     return BPETokenizer(bpe)
 

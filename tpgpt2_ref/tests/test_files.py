@@ -139,7 +139,8 @@ def test_devices_and_pipes_are_written_to_as_they_are(tmp_path):
     files.write_whole("/dev/null", "text")
     assert os.stat("/dev/null").st_rdev == kind and stat.S_ISCHR(os.stat("/dev/null").st_mode)
     os.mkfifo(pipe := tmp_path / "pipe")
-    for path, says in ((pipe, "cannot write"), ("/dev/full", "No space left"), (tmp_path, "cannot write")):
+    full = [("/dev/full", "No space left")] if os.path.exists("/dev/full") else []  # Linux has one
+    for path, says in (*full, (pipe, "cannot write"), (tmp_path, "cannot write")):
         with pytest.raises(UserError, match=says):  # a pipe that nobody reads is no wait without end
             files.write_whole(path, "text")
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
