@@ -29,6 +29,7 @@ ID_OF_BYTE = bytes(BYTE_OF_ID.index(byte) for byte in range(256))
 BYTE_OF_LETTER = {chr(byte if i < 188 else 0x100 + i - 188): byte for i, byte in enumerate(BYTE_OF_ID)}
 
 END = "<|endoftext|>"
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -104,25 +105,24 @@ def load_bpe(folder: Path) -> BPETokenizer | None:
     whole, parts = folder / "tokenizer.json", [folder / "vocab.json", folder / "merges.txt"]
     if not whole.exists() and not all(part.exists() for part in parts):
         return None
-    for part in parts if not whole.exists() else []:
-        read_text(part)  # `tokenizers` opens it by itself, whatever it is
     try:
         from tokenizers import AddedToken
     except ImportError as e:
         raise UserError(f"{folder} has a tokenizer, and to read it takes a package: pip install tokenizers") from e
 
     stored = read_json(whole) if whole.exists() else None
+    for part in parts if stored is None else []:
+        read_text(part)  # whatever it is: `tokenizers` opens it by itself
     settings = _read_if_there(folder / "tokenizer_config.json")
     try:
         bpe = _pipeline(folder, stored, settings)
         numbered, named, extra = _tokens(folder, stored, settings)
-        known = {*(token.content for token in bpe.get_added_tokens_decoder().values()),
-                 *(token.content for token in numbered)}
-        for token in numbered:
-            token.special = token.special or token.content in [str(t) for t in named.values()]
-        more = [token if isinstance(token, AddedToken) else AddedToken(token, special=True)
-                for token in (*named.values(), *extra) if str(getattr(token, "content", token)) not in known]
-        bpe.add_tokens([*numbered, *more])
+        known = set(map(str, (*bpe.get_added_tokens_decoder().values(), *numbered)))
+        tokens = [*numbered, *(t if isinstance(t, AddedToken) else AddedToken(t, special=True)
+                               for t in (*named.values(), *extra) if str(t) not in known)]
+        for token in tokens:
+            token.special = token.special or str(token) in map(str, named.values())
+        bpe.add_tokens(tokens)
         bpe.encode_special_tokens = bool(settings.get("split_special_tokens", False))
         if stored is None:
             _frame(bpe, settings, named)
@@ -148,8 +148,8 @@ def _pipeline(folder: Path, stored: dict | None, settings: dict):
 
     if stored is None:
         bpe = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    elif settings.get("tokenizer_class", "GPT2Tokenizer") not in ("GPT2Tokenizer", "GPT2TokenizerFast"):
-        return Tokenizer.from_str(json.dumps(stored))
+    elif settings.get("tokenizer_class") not in GPT2_CLASSES:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
     else:
         model = field(stored, "model", dict, folder / "tokenizer.json")
         pairs = field(model, "merges", list, folder / "tokenizer.json", "model.")
@@ -185,7 +185,7 @@ def _tokens(folder: Path, stored: dict | None, settings: dict):
         for key, value in special.items():
             settings[key] = token(value, special=True) if isinstance(value, dict) else value
         extra = special.get("extra_special_tokens", extra)
-        names = {str(getattr(t, "content", t)) for t in (*(settings.get(n) for n in NAMED), *(extra or [])) if t}
+        names = {str(t) for t in (*(settings.get(name) for name in NAMED), *(extra or [])) if t}
         for content, i in _read_if_there(folder / "added_tokens.json").items():
             numbered[i] = AddedToken(content, normalized=content not in names, special=content in names)
         for value in stored.get("added_tokens", []) if stored else []:
@@ -195,15 +195,16 @@ def _tokens(folder: Path, stored: dict | None, settings: dict):
     extra = extra or []
     if isinstance(extra, dict):
         settings, extra = {**settings, **extra}, []
-    by_content = {t.content: t for t in numbered.values()}
-    defaults = {"bos_token": END, "eos_token": END, "unk_token": END}
+    defaults = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) \
+        if stored is None or settings.get("tokenizer_class") in GPT2_CLASSES else {}
     names = [*NAMED, *(key for key in settings if key.endswith("_token") and key not in NAMED)]
     named = {name: value for name in names if (value := settings.get(name, defaults.get(name))) is not None
              and not isinstance(value, bool)}
     for name, value in named.items():
         if not isinstance(value, (str, AddedToken)):
             raise UserError(f"{folder}: {name} is {shown(value)}, which is no token")
-    named = {name: by_content.get(str(getattr(t, "content", t)), t) for name, t in named.items()}
+    by_content = {str(t): t for t in numbered.values()}
+    named = {name: by_content.get(str(t), t) for name, t in named.items()}
     return [t for _, t in sorted(numbered.items())], named, [token(t) for t in extra]
 
 
@@ -215,8 +216,7 @@ def _frame(bpe, settings: dict, named: dict) -> None:
     for name in ("bos", "eos"):
         token = named.get(f"{name}_token")
         if settings.get(f"add_{name}_token") and token is not None:
-            content = str(getattr(token, "content", token))
-            ids[name] = content, bpe.token_to_id(content)
+            ids[name] = str(token), bpe.token_to_id(str(token))
     if ids:
         bpe.post_processor = processors.TemplateProcessing(
             single=[*([ids["bos"][0]] if "bos" in ids else []), "$A", *([ids["eos"][0]] if "eos" in ids else [])],
