@@ -72,7 +72,7 @@ def calls(op: str, x, world, algorithms, with_bare: bool = True) -> dict:
         door = {"all_gather": all_gather, "reduce_scatter": reduce_scatter, "broadcast": broadcast}[op]
         paths = {world.backend: lambda: door(x, world)}
         if op == "all_gather":
-            able = [algorithm for algorithm in algorithms if hasattr(algorithm, "gather") and algorithm.can(x)]
+            able = [algorithm for algorithm in algorithms if algorithm.gathers and algorithm.can(x)]
             paths |= {algorithm.name: (lambda algorithm=algorithm: algorithm.gather(x)) for algorithm in able}
     for path, call in paths.items():
         x.fill_(world.rank + 1)
