@@ -58,7 +58,7 @@ def test_every_way_is_one_line():
         algorithm = getattr(import_module(f"tpgpt2_ref.parallel.all_reduce.{module}"), cls)
         assert issubclass(algorithm, AllReduce)
         assert name == "c10d" or algorithm.name == name
-    assert set(LIMITS) == set(ALGORITHMS) - {"c10d"}
+    assert set(LIMITS) <= set(ALGORITHMS) - {"c10d"}
     assert limit("push", 2) == LIMITS["push"][2] and limit("push", 3) == LIMITS["push"][4]
     assert limit("c10d", 2) == float("inf")
 
