@@ -93,7 +93,8 @@ def unwatched(world):
     if world.board is None:
         yield
         return
-    board, world.board, world.board.off = world.board, None, True
+    board, world.board = world.board, None
+    board.off = True
     try:
         yield
     finally:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tpgpt2_ref.commands.bench import collectives as command
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.all_reduce import AllReduce
 from tpgpt2_ref.parallel.fake import fake_world
+from tpgpt2_ref.parallel.watched import unwatched
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.recorded import results
 from tpgpt2_ref.recorded.samples import bandwidth, before, pool, spread
@@ -51,6 +53,14 @@ def test_a_wrong_sum_is_an_error_and_not_a_time():
     with fake_world(2) as world, pytest.raises(RankError, match="gave .*, not"):
         world.device = torch.device("cpu")
         bench.calls("all_reduce", torch.zeros(8), world, world.all_reduces)
+
+
+def test_what_is_timed_is_not_posted():
+    world = SimpleNamespace(board=(board := SimpleNamespace(off=False)))
+    with pytest.raises(KeyError), unwatched(world):
+        assert world.board is None and board.off
+        raise KeyError
+    assert world.board is board and not board.off
 
 
 class Direct(AllReduce):
