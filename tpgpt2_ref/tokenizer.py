@@ -61,7 +61,7 @@ class BPETokenizer:
 
     def __init__(self, bpe):
         self.bpe = bpe
-        self.special = {i for i, token in bpe.get_added_tokens_decoder().items() if token.special}
+        self.special = {i for i in bpe.get_added_tokens_decoder() if not bpe.decode([i], skip_special_tokens=True)}
 
     def encode(self, text: str) -> list[int]:
         try:
