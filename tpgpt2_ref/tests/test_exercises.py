@@ -175,6 +175,27 @@ def test_the_score_is_the_readers_own():
     assert repr(score()).endswith("1 of 20 exercises solved. 1 patient diagnosed, 6 points.")
 
 
+def test_a_notebook_checks_on_its_own_ranks_and_keeps_them(tmp_path):
+    """Functions of cells go to the ranks by their source; `%%ranks` stays with the reader's; nothing raises."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    entry = find("ring-all-reduce")
+    right, wrong = solution(entry), inspect.getsource(entry.task.one_step).replace("one_step", "ring_all_reduce")
+    cells = ["from tpgpt2_ref.course import check, exercise\nfrom tpgpt2_ref.notebook import Ranks\nranks = Ranks(2)",
+             "exercise('ring-all-reduce')", start(entry), "check('ring-all-reduce', ring_all_reduce)",
+             wrong, "check('ring-all-reduce', ring_all_reduce)", right, "check('ring-all-reduce', ring_all_reduce)",
+             "%%ranks\nprint(world.size)"]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(book, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = [cell.outputs[0].data["text/plain"] for cell in book.cells if cell.source.startswith("check")]
+    assert said[0].startswith("○ Not yet. The starting cell")
+    assert "left neighbour's x only" in said[1]  # right for two ranks: the grader's own three find it
+    assert said[2].startswith("✓ Right. 2 (n - 1) messages")
+    assert "<details>" in book.cells[1].outputs[0].data["text/markdown"]
+    assert book.cells[-1].outputs[0].text.splitlines() == ["rank 0 │ 2", "rank 1 │ 2"]
+
+
 def test_the_command_lists_and_runs_them(capfd):
     assert main(["exercises", "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)["exercises"]

@@ -95,7 +95,9 @@ def _judge(entry, answer, seed: int, ranks, deadline: float) -> str | None:
 def _judge_on_ranks(entry, answer, seed: int, ranks, deadline: float) -> str | None:
     text = source(answer)
     ranks = ranks or started_ranks() or own_ranks(LEAST_RANKS)
-    rounds = [ranks] if ranks.size >= LEAST_RANKS else [ranks, own_ranks(LEAST_RANKS)]
+    rounds = [ranks] if ranks.size > 1 else []
+    if ranks.size < LEAST_RANKS:
+        rounds.append(own_ranks(LEAST_RANKS))
     for ranks in rounds:
         asked = (entry.name, text, answer.__name__, seed)
         code = f"__import__('tpgpt2_ref.course.exercises.on_rank', fromlist=['_']).judge_on_rank(*{asked!r}, world)"
@@ -133,7 +135,10 @@ def _speed(entry, answer, ranks) -> str:
         return ""
     asked = (entry.name, source(answer), answer.__name__)
     code = f"__import__('tpgpt2_ref.course.exercises.on_rank', fromlist=['_']).time_on_rank(*{asked!r}, world)"
-    return entry.task.show_speed(ranks.get(code, timeout=120))
+    try:
+        return entry.task.show_speed(ranks.get(code, timeout=120))
+    except RankError as e:
+        return f"It could not be timed: {e}"
 
 
 def source(answer) -> str:
@@ -176,12 +181,13 @@ def time_limit(seconds: float):
         raise Late
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    rest = signal.setitimer(signal.ITIMER_REAL, seconds)  # whoever else has set the timer gets it back
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *rest)
 
 
 def started_ranks():
