@@ -67,9 +67,6 @@ def test_the_solution_that_folds_out_is_right_and_the_starting_cell_waits(entry)
     assert verdict.message.startswith(entry.task.RIGHT) and progress.solved(entry.name)
 
 
-MISTAKES = [(e, m) for e in CATALOGUE for m in e.task.MISTAKES]
-
-
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
 def test_typical_mistakes_are_named(entry):
     assert len(set(entry.task.MISTAKES.values())) >= 2
@@ -101,6 +98,48 @@ def test_typical_mistakes_are_named(entry):
 def test_what_a_reader_is_told(name, answer, words):
     verdict = check(name, define(answer))
     assert not verdict and any(w in verdict.message for w in words.split("|")), verdict.message
+
+
+OTHER_WAYS = {
+    "bias-once": ["def f(x, w, b, r, s):\n    return s(x @ w) + b",
+                  "def f(x, w, b, r, s):\n    return s(x @ w + b / 3)"],
+    "vocab-lookup": ["def f(i, w, r, s):\n    t = torch.arange(len(w), device=i.device) + r * len(w)\n"
+                     "    return s((i[:, None] == t).float() @ w)"],
+    "ring-all-reduce": ["""
+        def f(x, r, n, exchange):  # straight to the one who sums, and straight back
+            mine = [c.clone() for c in x.chunk(n)]
+            total = mine[r].clone()
+            for s in range(1, n):
+                total += exchange(mine[(r + s) % n], (r + s) % n, (r - s) % n)
+            mine[r] = total
+            for s in range(1, n):
+                mine[(r - s) % n] = exchange(total, (r + s) % n, (r - s) % n)
+            return torch.cat(mine)"""],
+    "one-shot": ["def f(x, shared, r, b):\n    b()\n    shared[r].copy_(x)\n    b()\n"
+                 "    return torch.stack(list(shared)).sum(0)"],
+    "kv-shards": ["""
+        def f(q, k, v, all_gather):
+            s = torch.einsum("hd,thd->ht", q, k) / q.shape[-1] ** 0.5
+            lse = all_gather(s.logsumexp(-1)).softmax(0)
+            return (lse[..., None] * all_gather(torch.einsum("ht,thd->hd", s.softmax(-1), v))).sum(0)"""],
+    "qkv-slice": ["def f(w, r, n):\n    return w.unflatten(1, (3, n, -1))[:, :, r].flatten(1)"],
+    "break-even": ["def f(w, c):\n    return next((n for n in range(1, 10000) if n * (w / 2 + 2 * c) + 2 * c < n * w), "
+                   "None)"],
+    "alpha-beta": ["import numpy as np\ndef f(s, t):\n    slope, alpha = np.polyfit(s, t, 1, w=1 / np.array(t))\n"
+                   "    return np.array([alpha])[0], 1e-3 / slope"],
+    "padded-rows": ["import numpy as np\ndef f(v, n):\n    return np.int64(64 * n) * -(-v // (64 * n))"],
+    "busbw": ["def f(op, b, us, n):\n    k = {'all_reduce': 2 * n - 2, 'broadcast': n}.get(op, n - 1)\n"
+              "    return torch.tensor(k / n * b * 1e-9 / (us * 1e-6))"],
+    "odd-heads": ["def f(h, r, n):\n    seen = math.ceil(h / n)\n"
+                  "    return [seen, len(range(h)[r * seen:(r + 1) * seen])]"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_other_right_ways_are_right(name):
+    for answer in OTHER_WAYS[name]:
+        verdict = check(name, define(answer))
+        assert verdict, verdict.message
 
 
 @pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)

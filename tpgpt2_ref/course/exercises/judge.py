@@ -105,7 +105,7 @@ def equal(a, b, tolerance: float) -> bool:
     if isinstance(b, int):
         tolerance = 0
     if is_number(b):
-        a = a.item() if is_tensor(a) and a.numel() == 1 else a
+        a = a.item() if hasattr(a, "item") and (not is_tensor(a) or a.numel() == 1) else a  # torch's numbers, numpy's
         return is_number(a) and (a == b or abs(a - b) <= tolerance * abs(b))
     return type(a) is type(b) and a == b
 
