@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
+from tpgpt2_ref.config import GPT2Config
 from tpgpt2_ref.engine import Engine, SamplingParams
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.engine.graph import CapturedStep
@@ -14,7 +15,7 @@ from tpgpt2_ref.kernels.plain import key_value
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.parallel.launch import gpu_count
 from tpgpt2_ref.parallel.world import World
-from tpgpt2_ref.weights import load_model
+from tpgpt2_ref.weights import Checkpoint, load_model
 
 from .conftest import on_ranks
 from .test_gpu import SHARE
@@ -129,13 +130,15 @@ def test_a_named_backend_decodes_in_a_graph_of_its_own():
 
 @pytest.mark.gpu
 def test_prompts_as_long_as_the_model_again_and_again():
-    model = load_model("random:gpt2-test", World.single("cuda"), dtype="float16")  # 128 positions, less than a grain
-    engine, n = Engine(model), model.config.n_positions
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=64, n_positions=96, vocab_size=257, eos_token_id=256)
+    model = load_model(Checkpoint(config, None, {}), World.single("cuda"), dtype="float16")
+    engine, n = Engine(model), config.n_positions
     prompts = [[i % 250 for i in range(n)], [7] * (n - 1), [3] * (n - 3), [9]]
     first = engine.generate(prompts, 20)
     for _ in range(3):  # the second is captured, the third replayed
         assert same(engine.generate(prompts, 20), first) > SAME
     assert [len(new) for new in first] == [1, 1, 3, 20] or 256 in sum(first, [])
+    assert engine.prefills.buckets or engine.prefilling.why_not  # this GPU's backend says whether it can
     assert 0 < engine._blocks_that_fit()
 
 
