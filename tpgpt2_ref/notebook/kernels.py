@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from ..attention.matrix import MATRIX
-from .style import GREY, RANK_COLOURS
+from .palette import COLOURS, GREY
 
-PHASES = {"prefill": RANK_COLOURS[0], "decode": RANK_COLOURS[1]}
+PHASES = {phase: COLOURS[phase][0] for phase in ("prefill", "decode")}
 
 
 def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) -> None:
@@ -37,7 +37,7 @@ def draw_kernels(axes, rows: list[dict], missing: dict[str, str], title: str) ->
     times.xaxis.set_minor_formatter(NullFormatter())
     times.set_yticks(range(len(names)), names)
     for label, name in zip(times.get_yticklabels(), names, strict=True):
-        label.set_color(GREY if name in missing else "black")
+        label.set_color(GREY if name in missing else COLOURS["ink"][0])
     times.margins(x=0.25)
     low, high = times.get_xlim()
     times.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 1000 * low else (1,)))

@@ -17,6 +17,8 @@ COLOURS = {
     "computing": ("#4d5866", "#a3afbf", "a kernel that computes"),
     "moving": ("#c23b8a", "#f07cc0", "bytes on their way"),
     "waiting": ("#d0b030", "#d9be58", "waiting for another rank"),
+    "prefill": ("#7a5c3e", "#cda986", "a prefill"),
+    "decode": ("#3f7f6b", "#7fc7ae", "a decode step"),
     "right": ("#2a7a40", "#71cf8c", "a claim that holds"),
     "wrong": ("#c0303c", "#ff8b8b", "a claim that does not"),
     "outdated": ("#8a6116", "#dfb262", "a claim that held once"),
@@ -26,7 +28,7 @@ COLOURS = {
     "quiet": ("#57606a", "#a8b0ba", "words beside"),
     "line": ("#8c949e", "#6b7480", "edges and axes"),
     "faint": ("#e3e6ea", "#333a44", "grids, and grounds of boxes"),
-    "ground": ("#ffffff", "#14181e", "the page"),
+    "ground": ("#ffffff", "#121212", "the page"),
 }
 RANK_COLOURS = tuple(COLOURS[f"rank-{i}"][0] for i in range(8))
 RIGHT, WRONG, OUTDATED, VAGUE = (COLOURS[name][0] for name in ("right", "wrong", "outdated", "vague"))

@@ -8,9 +8,9 @@ from textwrap import wrap
 from ..attention.matrix import MATRIX, ORDER
 from ..attention.platform import Platform
 from ..attention.selector import Choice
-from .style import GREY, RANK_COLOURS
+from .palette import COLOURS, GREY, RIGHT, WRONG
 
-TAKEN, REFUSED = RANK_COLOURS[0], RANK_COLOURS[1]
+TAKEN, REFUSED = RIGHT, WRONG
 WIDTH, LINE, GAP = 700, 16, 14
 
 
@@ -67,7 +67,10 @@ def selection_svg(choice: Choice, platform: Platform, layer: str) -> str:
             parts.append(f'<text x="32" y="{y + 4 + LINE * (i + 1) - 2}"{weight}>{escape(line)}</text>')
         begin, y = y + box.height, y + box.height + GAP
     title = escape(f"{choice.backend}, chosen by {choice.source} on {platform}")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" '
-            f'role="img" aria-label="{title}" font-family="sans-serif" font-size="12" fill="#222">'
+    inside = "".join(parts)
+    for name, (light, _, _) in COLOURS.items():  # the page's own colours where it declares them
+        inside = inside.replace(f'"{light}"', f'"var(--tp-{name}, {light})"')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" style="max-width:100%" '
+            f'role="img" aria-label="{title}" font-family="sans-serif" font-size="12" fill="var(--tp-ink, #222)">'
             f'<defs><marker id="tip" markerWidth="6" markerHeight="6" refX="5" refY="3" orient="auto">'
-            f'<path d="M0 0 L6 3 L0 6 z" fill="#666"/></marker></defs>{"".join(parts)}</svg>')
+            f'<path d="M0 0 L6 3 L0 6 z" fill="var(--tp-line, #666)"/></marker></defs>{inside}</svg>')
