@@ -27,7 +27,7 @@ AXE = Path(__file__).parent / "vendor" / "axe" / "axe.min.js"
 OLD = {"backend_selection", "collectives", "cost_analysis", "decision_matrix", "decode", "links", "qkv_split",
        "quickstart", "timeline"}
 CODE_WIDTH = 88  # characters
-STANDARDS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
+STANDARDS = ["wcag2a", "wcag2aa", "best-practice"]
 PHONE, DESK = {"width": 390, "height": 800}, {"width": 1400, "height": 900}
 
 

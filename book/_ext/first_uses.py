@@ -28,7 +28,8 @@ def definitions(env) -> dict[str, tuple[str, str]]:
 
 def pattern(terms) -> re.Pattern:
     """Any term as a whole word, the longest first; a group for those whose case matters, and one for the others."""
-    exact, loose = ("|".join(re.escape(t) for t in sorted(terms, key=len, reverse=True) if (t != t.lower()) == cased) or "(?!)"
+    longest = sorted(terms, key=len, reverse=True)
+    exact, loose = ("|".join(re.escape(t) for t in longest if (t != t.lower()) == cased) or "(?!)"
                     for cased in (True, False))
     return re.compile(rf"(?<![\w/.-])(?:({exact})|((?i:{loose})))(?:s|es)?(?![\w/-]|\.\w)")
 

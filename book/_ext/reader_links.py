@@ -108,7 +108,7 @@ def roles(app, pagename, templatename, context, doctree):
     """What a screen reader needs and theme and docutils leave out: names for the arrows that unfold the contents at the
     side, and no list without items around the references."""
     if "body" in context:
-        context["body"] = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = context["body"].replace('role="list" class="citation-list"', 'class="citation-list"')
     if made := context.get("generate_toctree_html"):
         context["generate_toctree_html"] = lambda *args, **kwargs: str(made(*args, **kwargs)).replace(
             "<summary>", '<summary aria-label="the pages below">')

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from ..errors import UserError
 from ..recorded import results
 from .shapes import Bar, Lit
 
@@ -13,12 +14,12 @@ def lit(number: str) -> Lit | None:
     """The bars of one diagram by its boxes' titles; None where no run was recorded."""
     try:
         return OF[number]()
-    except IndexError:  # this run was not recorded
+    except UserError:  # this run was not recorded
         return None
 
 
 def run(name: str, machine: str) -> results.Run:
-    return [r for r in results.recorded(name) if r.machine["slug"] == machine][0]
+    return results.load(results.BOOK_RESULTS / machine / f"{name}.json")
 
 
 def kernels() -> Lit:

@@ -160,7 +160,7 @@ class Axes:
 def floor_and_slope(wide: bool) -> tuple[float, str]:
     """Recorded all-reduces of two GPUs: the flat part and the rising part, on logarithmic axes."""
     w = svg.WIDE if wide else svg.NARROW
-    [run] = [r for r in results.recorded("collectives") if r.machine["slug"] == "2x-nvidia-h200"]
+    run = results.load(results.BOOK_RESULTS / "2x-nvidia-h200" / "collectives.json")
     ways = {path: sorted((r["bytes"], r["us_median"]) for r in run.rows
                          if (r["op"], r["path"], r["graph"], r["world"]) == ("all_reduce", path, True, 2))
             for path in ("nccl", "push")}
