@@ -118,8 +118,11 @@ def load_bpe(folder: Path) -> BPETokenizer | None:
         bpe = _pipeline(folder, stored, settings)
         numbered, named, extra = _tokens(folder, stored, settings)
         known = set(map(str, (*bpe.get_added_tokens_decoder().values(), *numbered)))
-        tokens = [*numbered, *(t if isinstance(t, AddedToken) else AddedToken(t, special=True)
-                               for t in (*named.values(), *extra) if str(t) not in known)]
+        tokens = list(numbered)
+        for token in (*named.values(), *extra):  # one token under two names: the last one's flags count
+            if str(token) not in known and token not in tokens:
+                tokens.append(token)
+        tokens = [token if isinstance(token, AddedToken) else AddedToken(token, special=True) for token in tokens]
         for token in tokens:
             token.special = token.special or str(token) in map(str, named.values())
         bpe.add_tokens(tokens)
