@@ -8,7 +8,8 @@ tpgpt2.explorers.cost = function (root, initial, live) {
   const slugs = Object.keys(T.data.machines);
   const worldOf = (slug) => Math.max(0, ...T.data.machines[slug].model.filter((r) => r.op === "decode").map((r) => r.world));
 
-  // The machine whose model knows most of so many ranks: as many GPUs, or the most there are
+  // The machine whose model knows most of so many ranks: as many GPUs, or the most there are; one rank was recorded
+  // beside two
   function machineFor(tp) {
     const able = slugs.filter((s) => worldOf(s) >= 2).sort((a, b) => worldOf(a) - worldOf(b));
     return able.find((s) => worldOf(s) >= tp) || able.at(-1);
@@ -16,7 +17,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
 
   function queryOf(state, tp = state.tp, batch = state.batch) {
     const link = state.link, path = tp === 1 ? null : link ? `nccl/${link}` : state.path || null, one = state.phase === "decode";
-    return { machine: machineFor(state.tp), gpt2: state.gpt2, tp, batch, tokens: one ? 1 : state.tokens,
+    return { machine: machineFor(tp), gpt2: state.gpt2, tp, batch, tokens: one ? 1 : state.tokens,
       context: one ? state.tokens : 0, path };
   }
 
@@ -33,8 +34,8 @@ tpgpt2.explorers.cost = function (root, initial, live) {
   // Why a prediction is outside what was fitted; empty inside
   T.outside = function (q, answer) {
     if (answer.us === null) return ["not measured"];
-    const rows = rowsOf(q, answer.rung), all = rowsOf({ ...q, tp: q.tp }, answer.rung);
-    if (!all.length) return [`no ${answer.phase} with ${T.times(q.tp, "rank")} was recorded`];
+    const rows = rowsOf(q, answer.rung), paper = answer.on_paper ? ["its collectives are put together on paper"] : [];
+    if (!rows.length) return [`no ${answer.phase} with ${T.times(q.tp, "rank")} was recorded`, ...paper];
     const range = (key, value, what) => {
       const values = rows.map((r) => r[key]), low = Math.min(...values), high = Math.max(...values);
       return value < low || value > high ? [`${what} ${T.number(value)}: recorded are ${T.number(low)} to ${T.number(high)}`] : [];
@@ -43,7 +44,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
     return [...range("batch", q.batch, "batch"),
       ...range("seen", q.tokens === 1 ? q.context : q.tokens, q.tokens === 1 ? "context" : "prompt"),
       ...(models.has(q.gpt2) ? [] : [`${q.gpt2} was not recorded`]),
-      ...(answer.on_paper ? ["its collectives are put together on paper"] : [])];
+      ...paper];
   };
 
   function ask(q) {
@@ -138,7 +139,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
 
   function draw(state, panel) {
     const many = ask(queryOf(state)), one = ask(queryOf(state, 1)), width = panel.width(), known = many.answer.us !== null;
-    const lines = [], label = T.data.machines[many.q.machine].label, what = state.phase === "decode" ? "step" : "prefill";
+    const lines = [], label = [...new Set([one, many].map((f) => T.data.machines[f.q.machine].label))].join("; "), what = state.phase === "decode" ? "step" : "prefill";
     if (many.error) lines.push(h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured. "), many.error));
     else if (!known) lines.push(h("p", {}, h("strong", {}, "Not measured: "), "no run of this kind, so only collectives are known."));
     else if (state.tp > 1 && one.answer.us !== null) {
@@ -156,8 +157,9 @@ tpgpt2.explorers.cost = function (root, initial, live) {
         + `${T.us(many.answer.us)} on ${state.tp}. Splitting takes ${T.us(saved + lost)} off the work of a rank; `
         + `${T.times(T.sum(Object.values(many.answer.collectives)), "collective")} `
         + `(${[...new Set(Object.values(many.answer.paths))].join(", ")}) put ${T.us(lost)} back, `
-        + `${T.percent(many.answer.communication_share, 0)} of it. ${batch ? `The least batch at which ${state.tp} GPUs are `
-          + `predicted faster is ${T.number(batch)}.` : `They are predicted faster at no batch up to 4,096.`}`));
+        + `${T.percent(many.answer.communication_share, 0)} of it. ${one.q.machine !== many.q.machine ? "" : batch
+          ? `The least batch at which ${state.tp} GPUs are predicted faster is ${T.number(batch)}.`
+          : "They are predicted faster at no batch up to 4,096."}`));
     } else lines.push(h("p", {}, h("strong", {}, `A ${what} takes ${T.us(many.answer.us)} on one GPU.`)));
     const outside = [...new Set([...many.outside, ...(state.tp > 1 ? one.outside : [])])];
     if (known && outside.length) {

@@ -1,0 +1,381 @@
+"""The explorers in a browser: every control by mouse and by keyboard, and what is shown. One Chromium, no network."""
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+
+from tpgpt2_ref.explorers import NAMES, script, static
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+SHIPPED = "tpgpt2.data.timelines.find((t) => t.plan === 'shipped' && t.graph && t.tp === 2)"
+ASKED = {"key": "one", "question": "How many?", "unit": "steps", "answer": 14, "tolerance": 0.1}
+TEMPLATE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8"><style>{style}
+html {{ background: #fff }} html[data-theme=dark] {{ background: #14181e }} body {{ margin: 8px }}
+</style><body>{body}<script src="tpgpt2-data.js"></script><script src="tpgpt2.js"></script>"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A page with every explorer, light and dark, as a reader's disk has it."""
+    made = tmp_path_factory.mktemp("explorers")
+    (made / "tpgpt2-data.js").write_text(script.data_script())
+    (made / "tpgpt2.js").write_text(script.script())
+    body = "".join(static.html(name, ASKED if name == "prediction" else {}) for name in NAMES)
+    for theme in ("light", "dark"):
+        (made / f"{theme}.html").write_text(TEMPLATE.format(theme=theme, style=script.style(), body=body))
+    return made
+
+
+def new_page(browser, folder, wrong: list, theme="light", width=1000, **options):
+    page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
+    page.set_default_timeout(10_000)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(r.url))
+    page.goto((folder / f"{theme}.html").as_uri())
+    return page
+
+
+@pytest.fixture(scope="module")
+def shared(browser, folder):
+    """(a page that most tests share, what went wrong on it)"""
+    wrong: list[str] = []
+    return new_page(browser, folder, wrong), wrong
+
+
+@pytest.fixture
+def page(shared):
+    """A page with every explorer as at first. At the end: no script failed and nobody outside was asked."""
+    page, wrong = shared
+    page.evaluate("""localStorage.clear();
+        document.querySelectorAll('[data-explorer]:not([data-initial])').forEach((e) => e.remove());""")
+    fresh(page, *NAMES)
+    yield page
+    assert not wrong
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """opened(theme, width, ...) -> a page of its own, under the same rule."""
+    pages, wrong = [], []
+
+    def open_page(**how):
+        pages.append(new_page(browser, folder, wrong, **how))
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.context.close()
+    assert not wrong
+
+
+def fresh(page, *names: str) -> None:
+    """Bring explorers to life anew."""
+    page.evaluate("""(names) => names.forEach((name) => {
+        const element = document.querySelector(`[data-explorer="${name}"]`);
+        delete element.dataset.alive;
+        tpgpt2.mount(element);
+    })""", list(names))
+
+
+def of(page, name: str):
+    return page.locator(f'[data-explorer="{name}"]')
+
+
+def answer(page, name: str) -> str:
+    return of(page, name).locator(".tpx-answer").inner_text()
+
+
+def choose(page, name: str, **controls) -> str:
+    """Set controls by their labels, words joined by _; -> the answer."""
+    for label, value in controls.items():
+        words = re.compile(label.replace("_", " "), re.I)
+        if isinstance(value, int):
+            slide(of(page, name).get_by_role("slider", name=words), value)
+        else:
+            box = of(page, name).get_by_role("combobox", name=words)
+            if box.count():
+                box.select_option(label=value)
+            else:
+                of(page, name).get_by_role("group", name=words).get_by_text(value, exact=True).click()
+    return answer(page, name)
+
+
+def slide(slider, index: int):
+    """To a place of a slider, by the keyboard."""
+    slider.press("Home")
+    for _ in range(index):
+        slider.press("ArrowRight")
+
+
+def test_they_come_alive_and_say_what_they_are(page):
+    for name in NAMES:
+        assert of(page, name).get_attribute("data-alive") == "yes"
+        assert of(page, name).locator(".tpx-static").count() == 0
+        assert of(page, name).locator("[aria-live]").count() >= 1
+    unnamed = page.evaluate("""[...document.querySelectorAll('input, select, button')].filter((e) =>
+        !e.textContent.trim() && !(e.labels && e.labels.length && e.labels[0].textContent.trim())).map((e) => e.outerHTML)""")
+    assert not unnamed
+    begun = page.evaluate("performance.now()")
+    fresh(page, *NAMES)
+    assert page.evaluate("performance.now()") - begun < 1000  # milliseconds
+    assert len(script.script()) + len(script.data_script()) < 1_000_000
+
+
+def test_without_javascript_a_figure_stands_there(opened):
+    page = opened(java_script_enabled=False)
+    for name in NAMES:
+        assert of(page, name).locator(".tpx-static").is_visible()
+    assert of(page, "heads").locator("rect").count() == 36
+    assert "T4" in of(page, "selector").inner_text() and "14 steps" in of(page, "collective").inner_text()
+    assert re.search(r"gpt2-xl\s+[\d.]+", of(page, "cost").inner_text())
+
+
+@pytest.mark.parametrize("name", ["heads", "selector", "collective", "timeline", "roofline", "cost"])
+@pytest.mark.parametrize("how", ["mouse", "keyboard"])
+def test_every_control_turns_something(page, name, how):
+    element, seen = of(page, name), 0
+
+    def state() -> str:
+        return element.locator(".tpx-figure").inner_html() + element.locator(".tpx-answer").inner_html()
+
+    for index in range(element.locator(".tpx-controls .tpx-control").count()):
+        fresh(page, name)  # each from the start: what one turns another may have made idle
+        control = element.locator(".tpx-controls .tpx-control").nth(index)
+        if not control.is_visible():
+            continue
+        before, slider, box = state(), control.locator("input[type=range]"), control.locator("select")
+        if slider.count():
+            if how == "keyboard":
+                slider.press("End" if slider.input_value() == slider.get_attribute("min") else "ArrowLeft")
+            else:
+                at, size = slider.input_value() == slider.get_attribute("max"), slider.bounding_box()
+                slider.click(position={"x": 4 if at else size["width"] - 4, "y": size["height"] / 2})
+        elif box.count():
+            if how == "keyboard":
+                last = box.locator("option").count() - 1
+                box.press("ArrowUp" if box.evaluate("e => e.selectedIndex") == last else "ArrowDown")
+            else:  # a list's own window is the system's: choosing from it is what can be driven
+                box.select_option(index=box.locator("option").count() - 1)
+                if state() == before:
+                    box.select_option(index=0)
+        else:
+            inputs = control.locator("input:enabled")
+            if inputs.first.get_attribute("type") == "checkbox":
+                inputs.first.press(" ") if how == "keyboard" else control.locator("label").first.click()
+            elif how == "keyboard":
+                control.locator("input:checked").press("ArrowRight")
+            else:
+                control.locator("input:enabled:not(:checked) + label").last.click()
+        assert state() != before, control.inner_text()
+        assert how == "mouse" or page.evaluate("document.activeElement.tagName") in ("INPUT", "SELECT")  # focus stays
+        seen += 1
+    for button in ("Next ▶", "◀ Back", "To the end", "Start over"):
+        found = element.get_by_role("button", name=button)
+        if found.count():
+            if button == "Next ▶":
+                element.get_by_role("button", name="Start over").press("Enter")
+            before = state()
+            found.press("Enter") if how == "keyboard" else found.click()
+            assert state() != before, button
+    assert seen >= 3
+
+
+def test_heads_whose_q_k_and_v_are_parted_turn_red(page):
+    assert "No head is parted" in answer(page, "heads") and "D/4 = 192" in answer(page, "heads")
+    assert of(page, "heads").locator("rect.tpx-bad").count() == 0
+    assert "12 of 12 heads are parted" in choose(page, "heads", Cut="naive half")
+    assert of(page, "heads").locator("rect.tpx-bad").count() == 36
+    assert "all of Q and 384 columns of K" in answer(page, "heads")
+    said = choose(page, "heads", Cut="by head", Model="gpt2-xl, 25 heads")
+    assert "1 head of zeros is added: 26 in all" in said and of(page, "heads").locator("rect.tpx-empty").count() == 3
+
+
+def test_what_a_t4_with_bfloat16_gets_and_why(page):
+    said = choose(page, "selector", GPU="T4 (SM 75)", dtype="bfloat16")
+    ours = page.evaluate("tpgpt2.select({platform: 'cuda', capability: '7.5', dtype: 'bfloat16'}).backend")
+    assert f"This book: {ours}" in said
+    theirs = page.evaluate("tpgpt2.select_as('0.11.0', {capability: 75, dtype: 'bfloat16'})")
+    assert theirs["backend"] is None and f"vLLM 0.11.0: refuses — {theirs['error']}" in said
+    boxes = of(page, "selector").locator(".tpx-box.refused").all_inner_texts()
+    assert any("FLASH_ATTN_2" in box and "compute capability 7.5: needs SM 8.0" in box for box in boxes)
+    assert of(page, "selector").locator(".tpx-box.chosen .tpx-name").first.inner_text() == ours
+
+
+def test_how_many_steps_a_ring_of_8_takes(page):
+    choose(page, "collective", Ranks=6)
+    of(page, "collective").get_by_role("button", name="To the end").click()
+    said = answer(page, "collective")
+    assert "ring over 8 ranks takes 14 steps, and 1.75 times the tensor leaves each rank: as the formula says" in said
+    assert of(page, "collective").locator("rect.tpx-done").count() == 64
+    assert "Not measured with 8 ranks" in of(page, "collective").inner_text()
+
+
+def test_the_collective_plays_by_itself_and_by_arrow_keys(page):
+    element = of(page, "collective")
+    element.get_by_role("button", name="Next ▶").press("ArrowRight")
+    assert answer(page, "collective").startswith("1 of 6")
+    page.keyboard.press("End")
+    assert answer(page, "collective").startswith("6 of 6")
+    element.get_by_role("button", name="Play").click()
+    element.locator(".tpx-answer", has_text="1 of 6").wait_for(timeout=5000)
+    element.get_by_role("button", name="Pause").click()
+    assert element.get_by_role("button", name="Play").count() == 1
+
+
+def test_what_a_rank_50_us_late_costs(page):
+    element = of(page, "timeline")
+    slider = element.get_by_label("Rank 1 is late by")
+    slide(slider, 6)
+    assert slider.get_attribute("aria-valuetext") == "50 µs"
+    said = answer(page, "timeline")
+    made = page.evaluate(f"[0, 50].map((late) => tpgpt2.lateTimeline({SHIPPED}, late))")
+    more = made[1]["end"] - made[0]["end"]
+    assert 45 < more <= 50.001 and f"every rank ends {more:.1f}".removesuffix(".0") in said
+    assert re.search(r"rank 0 waits (49|5\d)(\.\d)? µs at the first collective \(all_reduce\)", said)
+    assert element.locator("rect.tpx-waiting").count() >= 1
+    assert "all_gather" in choose(page, "timeline", Plan="as drawn")
+
+
+def test_why_xl_pays_at_two_gpus_and_small_does_not(page):
+    small = answer(page, "cost")
+    assert re.search(r"Recorded: 2 GPUs are 0\.\d+ times as fast as one: they don't pay", small)
+    xl = choose(page, "cost", Model="gpt2-xl")
+    assert re.search(r"Recorded: 2 GPUs are 1\.\d+ times as fast as one\.", xl)
+    saved, lost = ({}, {})
+    for name, said in (("small", small), ("xl", xl)):
+        saved[name], lost[name] = (float(x.replace(",", "")) for x in re.search(
+            r"Splitting takes ([\d.,]+) µs off the work of a rank; .* put ([\d.,]+) µs back", said).groups())
+    assert saved["small"] < lost["small"] and saved["xl"] > lost["xl"]  # the reason, in the explorer's own words
+    assert of(page, "cost").locator("circle.tpx-recorded").count() >= 4
+
+
+def test_the_cost_dial_says_where_nobody_measured(page):
+    assert of(page, "cost").locator("rect.tpx-greyed").count() == 0
+    assert "Outside what was fitted: batch 512" in choose(page, "cost", Batch=9)
+    assert of(page, "cost").locator("rect.tpx-greyed").count() > 0
+    assert "on paper" in choose(page, "cost", GPUs="8")
+    assert "Not measured. the model has no" in choose(page, "cost", GPUs="4", Link="sockets")
+
+
+def test_the_roofline_steps_through_its_rows(page):
+    element = of(page, "roofline")
+    first = answer(page, "roofline")
+    element.locator("svg").press("ArrowRight")
+    assert answer(page, "roofline") != first and "Row 2 of" in answer(page, "roofline")
+    page.keyboard.press("End")
+    last = answer(page, "roofline")
+    element.locator(".tpx-letter").first.click()
+    assert answer(page, "roofline") != last
+    machines = page.evaluate("tpgpt2.data.machines")
+    total = sum(len(m["attention"]["rows"]) for m in machines.values())
+    choose(page, "roofline", Head_size="all", dtype="all")
+    assert f"of {total}." in answer(page, "roofline")  # every recorded row can be reached
+
+
+def test_a_prediction_is_committed_before_the_answer_shows(page):
+    element, score = of(page, "prediction"), of(page, "prediction-score")
+    assert "14" not in element.inner_text() and "No prediction" in score.inner_text()
+    element.get_by_role("button", name="Commit").click()
+    assert "Write a number first" in element.inner_text()
+    element.get_by_label("How many?").fill("28")
+    element.get_by_text("sure", exact=True).click()
+    page.keyboard.press("Tab")
+    element.get_by_role("button", name="Commit").press("Enter")
+    assert "100 % too high. It is 14 steps; you said 28 steps, sure." in element.inner_text()
+    assert "0 of 1 within the tolerance" in score.inner_text()
+    page.reload()
+    assert "It is 14 steps" in of(page, "prediction").inner_text()  # kept in the browser
+    of(page, "prediction").get_by_role("button", name="Take it back").click()
+    of(page, "prediction").get_by_label("How many?").fill("15")
+    page.keyboard.press("Enter")
+    assert "Right. It is 14 steps; you said 15 steps, guessing." in of(page, "prediction").inner_text()
+
+
+def test_predictions_work_for_the_visit_without_storage(opened):
+    page = opened()
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('off'); } });")
+    page.reload()
+    of(page, "prediction").get_by_label("How many?").fill("14")
+    page.keyboard.press("Enter")
+    assert "Right." in of(page, "prediction").inner_text()
+    assert "1 of 1" in of(page, "prediction-score").inner_text()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(opened, theme):
+    page = opened(theme=theme, width=390)
+    choose(page, "heads", Cut="naive half")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = page.evaluate("""[...document.querySelectorAll('.tpx-figure > svg')].filter((e) =>
+        e.getBoundingClientRect().right > 390).map((e) => e.outerHTML.slice(0, 80))""")
+    small = page.evaluate("""[...document.querySelectorAll('.tpx *')].filter((e) => e.textContent.trim()
+        && !e.children.length && parseFloat(getComputedStyle(e).fontSize) < 9).map((e) => e.outerHTML)""")
+    assert not wide and not small
+    faint = page.evaluate("""(() => {
+      const part = (c) => (c / 255 <= .03928 ? c / 255 / 12.92 : ((c / 255 + .055) / 1.055) ** 2.4);
+      const light = (words) => { const [r, g, b] = words.match(/[\\d.]+/g).map(Number);
+        return .2126 * part(r) + .7152 * part(g) + .0722 * part(b); };
+      const ground = light(getComputedStyle(document.documentElement).backgroundColor);
+      const words = '.tpx p, .tpx td, .tpx th, .tpx strong, .tpx-caption, .tpx svg text.tpx-small';
+      return [...document.querySelectorAll(words)].filter((e) => {
+        const style = getComputedStyle(e), own = light(e.closest('svg') ? style.fill : style.color);
+        return (Math.max(own, ground) + .05) / (Math.min(own, ground) + .05) < 4.5;
+      }).map((e) => e.outerHTML);
+    })()""")
+    assert not faint
+
+
+LIVE = """
+globalThis.asked = []; globalThis.hear = null;
+const model = { send: (m) => asked.push(m), on: (_, f) => { globalThis.hear = f; }, off() {} };
+globalThis.alive = (name) => {
+  const element = document.createElement('div');
+  element.dataset.explorer = name;
+  document.body.prepend(element);
+  globalThis.made = tpgpt2.live(model);
+  tpgpt2.mount(element, made);
+};
+"""
+FOUND = {
+    "collective": {"dots": [{"path": "gloo", "world": 4, "bytes": 1536, "us_median": 300.0, "here": True}]},
+    "roofline": {"dots": [{"backend": "NAIVE", "phase": "decode", "batch": 1, "seq_len": 128, "heads": 12,
+                           "head_size": 64, "dtype": "float16", "us_median": 99.0, "us_p10": 98.0, "us_p90": 100.0,
+                           "here": True}]},
+    "cost": {"dots": [{"gpt2": "gpt2", "tp": 2, "batch": 1, "tokens": 1, "context": 192, "us": 160.0, "sum": "push",
+                       "here": True}]},
+}
+
+
+@pytest.mark.parametrize("name", ["collective", "timeline", "roofline", "cost"])
+def test_measure_here_asks_shows_progress_and_drops_a_dot(page, name):
+    page.evaluate(LIVE + f"alive({name!r})")
+    element = of(page, name).first
+    button = element.get_by_role("button", name="Measure here")
+    before = element.locator(".tpx-here").count()
+    button.press("Enter")
+    assert page.evaluate("asked[0].ask") == "measure" and page.evaluate("Object.keys(asked[0].point).length") >= 3
+    page.evaluate("hear({ progress: '1 row measured' })")
+    assert "1 row measured" in element.inner_text() and element.get_by_role("button", name="Stop").count() == 1
+    found = FOUND.get(name) or {"timeline": page.evaluate(f"({{ ...{SHIPPED}, here: true, label: 'here, x' }})")}
+    page.evaluate("found => hear({ done: found })", found)
+    if name == "timeline":
+        assert "Measured: here, x" in element.inner_text()
+    else:
+        assert element.locator(".tpx-here").count() > before
+    element.get_by_role("button", name="Measure here").click()
+    page.evaluate("hear({ failed: 'needs 2 GPUs, this machine has 0' })")
+    assert "needs 2 GPUs" in element.locator(".tpx-live").inner_text()
+    page.evaluate("made.close()")
+    assert page.evaluate("asked.at(-1).ask") == "stop"
