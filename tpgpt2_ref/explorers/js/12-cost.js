@@ -170,17 +170,22 @@
     return [q, config];
   }
 
+  // `cost` without where more ranks pay, which takes 26 forwards
+  T.step = function (query) {
+    const [q, config] = checked(query), { model, label } = T.data.machines[q.machine];
+    return { what: "forward", ...forward(model, config, q), machine: label };
+  };
+
   // query: {machine, gpt2, tp, batch, tokens, context, rung, path, plan} -> what the command says
   T.cost = function (query) {
-    const [q, config] = checked(query), { model, label } = T.data.machines[q.machine];
-    const answer = { what: "forward", ...forward(model, config, q), machine: label };
+    const answer = T.step(query), [q, config] = checked(query), { model } = T.data.machines[q.machine];
     if (q.tp > 1 && answer.us !== null) answer.crossover_batch = crossover(model, config, q);
     return answer;
   };
 
   // The parts of `cost(query).us`, which add up to it: fixed and by layer are launches, the rest is what is moved
   T.costParts = function (query) {
-    const [q, config] = checked(query), { model } = T.data.machines[q.machine], answer = T.cost(q);
+    const [q, config] = checked(query), { model } = T.data.machines[q.machine], answer = T.step(q);
     const fit = T.fitOf(model, config, q.tp, q.batch, q.tokens, q.context, q.rung);
     if (!fit) return null;
     const [fixed, layers, weights, cache, few, flops] = T.work(config, q.tp, q.batch, q.tokens, q.context)

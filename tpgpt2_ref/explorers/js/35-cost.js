@@ -47,9 +47,9 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       ...paper];
   };
 
-  function ask(q) {
+  function ask(q, answered = T.step) {
     try {
-      const answer = T.cost(q), parts = T.costParts(q);
+      const answer = answered(q), parts = T.costParts(q);
       return { q, answer, parts, outside: T.outside(q, answer), band: parts ? parts.fit.heldout_median_error : null };
     } catch (e) {
       if (!(e instanceof T.UserError)) throw e;
@@ -138,7 +138,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
   }
 
   function draw(state, panel) {
-    const many = ask(queryOf(state)), one = ask(queryOf(state, 1)), width = panel.width(), known = many.answer.us !== null;
+    const many = ask(queryOf(state), T.cost), one = ask(queryOf(state, 1)), width = panel.width(), known = many.answer.us !== null;
     const lines = [], label = [...new Set([one, many].map((f) => T.data.machines[f.q.machine].label))].join("; "), what = state.phase === "decode" ? "step" : "prefill";
     if (many.error) lines.push(h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured. "), many.error));
     else if (!known) lines.push(h("p", {}, h("strong", {}, "Not measured: "), "no run of this kind, so only collectives are known."));
