@@ -27,6 +27,7 @@ CSS = css(".tp") + (
     ".tp svg{display:block;width:100%;height:auto;margin:0 auto;font-size:12.5px;fill:var(--tp-ink)}"
     ".tp svg text{font-family:inherit}.tp .bold{font-weight:600}"
     ".tp svg .mono{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace}"
+    ".tp svg a{text-decoration:none!important;color:inherit}"
     ".tp a:hover>rect:first-of-type,.tp a:focus-visible>rect:first-of-type{stroke:var(--tp-ink);stroke-width:2}"
     ".tp fieldset{border:0;padding:0;margin:0 0 .6rem;display:flex;flex-wrap:wrap;gap:.1rem .9rem;align-items:center}"
     ".tp legend{float:left;padding:0;margin:0;font-size:.9rem;width:auto;font-weight:600}"
