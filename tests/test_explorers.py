@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tpgpt2_ref.explorers import NAMES, script, static
+from tpgpt2_ref.explorers import NAMES, script, static, widget
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -360,6 +360,30 @@ FOUND = {
     "cost": {"dots": [{"gpt2": "gpt2", "tp": 2, "batch": 1, "tokens": 1, "context": 192, "us": 160.0, "sum": "push",
                        "here": True}]},
 }
+
+
+def test_a_widget_loads_its_script_over_the_channel(browser):
+    """JupyterLab's side: the module that a widget brings, its kernel played by a page."""
+    page, wrong = browser.new_page(), []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.expose_function("kernel", lambda message: {"script": script.data_script() + script.script(),
+                                                    "style": script.style()} if message["ask"] == "script" else None)
+    shown = page.evaluate("""async (loader) => {
+      const module = await import(URL.createObjectURL(new Blob([loader], { type: 'text/javascript' })));
+      const render = async (name) => {
+        const hear = [], values = { name, initial: { tp: 4 }, measures: name === 'cost' };
+        const model = { get: (key) => values[key], on: (_, f) => hear.push(f), off() {},
+          send: (m) => kernel(m).then((found) => found && hear.forEach((f) => f(found))) };
+        const el = document.body.appendChild(document.createElement('div'));
+        const close = await module.default.render({ model, el });
+        return [el.innerText, close];
+      };
+      const made = await Promise.all([render('heads'), render('cost')]);
+      made.forEach(([, close]) => close());
+      return made.map(([words]) => words);
+    }""", widget.LOADER)
+    page.close()
+    assert "Each of 4 ranks" in shown[0] and "Measure here" in shown[1] and not wrong
 
 
 @pytest.mark.parametrize("name", ["collective", "timeline", "roofline", "cost"])

@@ -65,7 +65,8 @@ def selection() -> dict:
     rows = [{**{k: v for k, v in asdict(row).items() if k != "qualname"}, "head_sizes": sizes(row.head_sizes),
              "install": row.install, "implemented": row.implemented} for row in matrix.MATRIX.values()]
     return {"gpus": GPUS, "kinds": KINDS, "packages": matrix.PACKAGES, "matrix": rows, "order": matrix.ORDER,
-            "flash_attn": matrix.FLASH_ATTN, "aliases": matrix.ALIASES, "vllm": vllm()}
+            "flash_attn": matrix.FLASH_ATTN, "aliases": matrix.ALIASES, "cache_dtypes": matrix.CACHE_DTYPES,
+            "vllm": vllm()}
 
 
 def vllm() -> dict:

@@ -9,21 +9,20 @@ import math
 import random
 import shutil
 import subprocess
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from tpgpt2_ref.attention import matrix, vllm_rules
 from tpgpt2_ref.attention.matrix import MATRIX, PACKAGES
-from tpgpt2_ref.attention.selector import get_attn_backend
 from tpgpt2_ref.commands import cost as cost_command
-from tpgpt2_ref.commands.select import imagined
+from tpgpt2_ref.commands import select as select_command
 from tpgpt2_ref.config import FAMILY
 from tpgpt2_ref.cost import collectives as cost_collectives
 from tpgpt2_ref.cost import forward as cost_forward
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.explorers import collective, data, heads, script
+from tpgpt2_ref.recorded import results
 
 MANY = 5000
 NODE = shutil.which("node") or shutil.which("nodejs")
@@ -64,9 +63,7 @@ def select(query: dict, monkeypatch) -> dict:
         monkeypatch.setenv("VLLM_ATTENTION_BACKEND", environment)
     else:
         monkeypatch.delenv("VLLM_ATTENTION_BACKEND", raising=False)
-
-    return asdict(get_attn_backend(12, query["head_size"], query["dtype"], query["block_size"], query["cache_dtype"],
-                                   query["force"], imagined(SimpleNamespace(version=None, **query))))
+    return select_command.ours(SimpleNamespace(version=None, **query))
 
 
 def cost(query: dict, monkeypatch=None) -> dict:
@@ -107,7 +104,8 @@ def random_select(dice: random.Random) -> dict:
             "installed": seldom("nothing-known", ["all", some, some, some.replace("-", "_")]),
             "head_size": seldom(0, [32, 64, 64, 80, 96, 128, 160, 192, 224, 250, 256, 264, 512, 576]),
             "dtype": seldom("float64", ["float16", "bfloat16", "float32"]),
-            "block_size": dice.choice([16, 16, 16, 32, 8, 1, 64]), "cache_dtype": dice.choice(["auto", "fp8_e4m3"]),
+            "block_size": dice.choice([16, 16, 16, 32, 8, 1, 64]),
+            "cache_dtype": seldom("fp8_e5m2", ["auto", "auto", "fp8", "fp8_e4m3"]),
             "force": dice.choice([None] * 3 * len(names) + names),
             "environment": dice.choice([None] * 3 * len(names) + names)}
 
@@ -197,6 +195,16 @@ def test_page_and_python_agree_on_where_more_ranks_pay(questions, page):
         assert a["crossover_batch"] == cost_forward.crossover(model, config, q["tp"], q["tokens"], q["context"],
                                                               **how), q
     assert len({a["crossover_batch"] for _, a in asked}) > 3
+
+
+def test_the_command_says_what_the_page_says(tmp_path):
+    """The whole way once: the file that the command reads, and its answer as the page gives it."""
+    query = {"gpt2": "gpt2-xl", "tp": 2, "batch": 8, "tokens": 1, "context": 192, "rung": None, "path": None,
+             "plan": "shipped"}
+    model = results.BOOK_RESULTS / "2x-nvidia-h200" / "cost_model.json"
+    said = cost_command.run(SimpleNamespace(what="forward", model=str(model), **query), None)
+    [page] = in_javascript([("cost", {"machine": "2x-nvidia-h200", **query})], tmp_path)
+    assert same(page, {k: v for k, v in said.items() if k != "this_machine"})  # a page runs on no machine
 
 
 MUTATIONS = {  # a word of the page's sources or data: another in its place

@@ -104,6 +104,7 @@
   // environment}, each as the command line takes it -> {backend, why, rejected, source}
   T.select = function (query) {
     const q = { head_size: 64, dtype: "float16", block_size: 16, cache_dtype: "auto", num_heads: 12, ...query };
+    if (q.cache_dtype === "fp8") q.cache_dtype = "fp8_e4m3"; // as in vLLM
     const platform = T.platform(q), { matrix, order, dtypes } = T.data;
     if (!dtypes.includes(q.dtype)) {
       throw new T.UserError(`unknown dtype '${q.dtype}'; known: ${dtypes.join(", ")}`);
@@ -111,6 +112,9 @@
     for (const [what, value] of [["number of heads", q.num_heads], ["head size", q.head_size],
       ["block size", q.block_size]]) {
       if (value < 1) throw new T.UserError(`the ${what} must be at least 1, not ${value}`);
+    }
+    if (!T.data.cache_dtypes.includes(q.cache_dtype)) {
+      throw new T.UserError(`unknown KV cache dtype '${q.cache_dtype}'; known: ${T.data.cache_dtypes.join(", ")}`);
     }
     const asked = q.force || q.environment || null;
     const word = q.force ? `the program names ${asked}` : `VLLM_ATTENTION_BACKEND names ${asked}`;

@@ -26,7 +26,7 @@ tpgpt2.explorers.selector = function (root, initial) {
         q.environment ? `names ${q.environment}` : "not set: go on"),
       !named && box("lit", "Priority 3: the platform", T.platformName(platform)),
     ];
-    const asked = !named ? order[platform.kind] : answer ? [...Object.keys(answer.rejected), answer.backend] : [];
+    const asked = error ? [] : !named ? order[platform.kind] : answer ? [...Object.keys(answer.rejected), answer.backend] : [];
     if (!named) {
       const until = answer ? asked.indexOf(answer.backend) : asked.length;
       asked.forEach((name, i) => {
@@ -35,7 +35,7 @@ tpgpt2.explorers.selector = function (root, initial) {
         else boxes.push(box("unasked", name, "not asked"));
       });
     } else if (answer) boxes.push(box("chosen", answer.backend, "runs"));
-    else boxes.push(box("refused", named, error));
+    if (error) boxes.push(box("refused", named || "Refused", error));
     return { boxes, answer, error };
   }
 
@@ -87,7 +87,7 @@ tpgpt2.explorers.selector = function (root, initial) {
     { key: "head_size", kind: "choice", label: "Head size", options: [32, 64, 80, 96, 128, 160, 192, 224, 256, 512]
       .map((n) => [n, String(n)]) },
     { key: "cache_dtype", kind: "choice", label: "KV cache", options: [["auto", "auto (the model's)"],
-      ["fp8_e4m3", "fp8_e4m3"]] },
+      ...T.data.vllm.cache_dtypes.filter((c) => c !== "auto").map((c) => [c, c])] },
     { key: "block_size", kind: "choice", label: "Tokens a page", options: [1, 8, 16, 32, 64].map((n) => [n, String(n)]) },
     { key: "environment", kind: "choice", label: "VLLM_ATTENTION_BACKEND", options: [["", "not set"],
       ...names.map((n) => [n, n])] },

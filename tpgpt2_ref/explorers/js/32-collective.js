@@ -74,7 +74,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
       plot.line(mine.map((r) => [r.bytes, r.us_median]), { stroke: colour, "stroke-width": on ? 2.5 : 1.2 });
       if (on) mine.forEach((r) => plot.dot(r.bytes, r.us_median, { r: 2.6, fill: colour },
         `${path}, ${T.bytes(r.bytes)}: ${T.us(r.us_median)}`));
-      plot.text(mine[0].bytes, mine[0].us_median, path === "nccl" ? "NCCL" : NAMES[algorithm], { dx: 4, dy: -5,
+      plot.text(mine[0].bytes, mine[0].us_median, path === "nccl" ? "NCCL" : NAMES[algorithm], { dx: 4, dy: algorithm === "one_shot" ? 13 : -5,
         class: on ? "tpx-small tpx-strong" : "tpx-small" });
     }
     plot.line([[bytes, 1], [bytes, Math.max(10000, ...all)]], { class: "tpx-mark" });

@@ -89,8 +89,8 @@ tpgpt2.explorers.roofline = function (root, initial, live) {
       + `Recorded: ${machine.attention.label}.`),
     beside.length ? T.table(["backend", "µs", "TFLOP/s", "GB/s", "of the ceiling"], [...beside].sort((a, b) => a.us_median - b.us_median)
       .map((o) => [`${mark(o.backend)}  ${o.backend}${o.here ? " (here)" : ""}`, T.number(o.us_median, 1),
-        T.number(o.tflops), T.number(o.gb_per_s), sheet ? T.percent(o.tflops / roof(sheet, o.dtype, copy || sheet.gb_per_s,
-          o.intensity), 1) : "unknown"]), inWords(r)) : null],
+        T.number(o.tflops), T.number(o.gb_per_s), sheet ? `${T.number((100 * o.tflops)
+          / roof(sheet, o.dtype, copy || sheet.gb_per_s, o.intensity))} %` : "unknown"]), inWords(r)) : null],
     answer };
   }
 
