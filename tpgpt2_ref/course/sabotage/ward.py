@@ -6,7 +6,9 @@ are used in turn, as `parallel/all_reduce/push.py` has them in GPU memory; here 
 """
 from __future__ import annotations
 
+import copy
 import hashlib
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -64,9 +66,9 @@ class Watch(Trace):
             yield row
 
     def agree(self, call: tuple) -> None:
-        calls = gather_objects(call, self.world)
-        if len(set(calls)) > 1:
-            raise Hang(calls)
+        mark = torch.tensor([zlib.crc32(repr(call).encode())], device=self.world.device)
+        if len(set(all_gather(mark, self.world).tolist())) > 1:
+            raise Hang(gather_objects(call, self.world))
 
 
 class Mailbox(AllReduce):
@@ -122,21 +124,24 @@ def forward(model, prompts) -> Forward:
 
 
 def load(world):
+    """One rank of the ward's model."""
     return load_model(Checkpoint(CONFIG, None, {}), world, backend="NAIVE")
 
 
 @lru_cache(maxsize=1)
-def whole_model(device: torch.device):
-    """The healthy model that is not cut: every patient is held against it."""
-    return load(World.single(device))
+def healthy(world) -> tuple:
+    """(the model that is not cut, this rank's part of it). Patients are held against the one, and are copies of the
+    other."""
+    return load(World.single(world.device)), load(replace(world))
 
 
 @torch.inference_mode()
 def examine(case: Case, world) -> dict:
     """All readings of a case, the same on every rank: {instrument: rows}."""
-    whole = whole_model(world.device)
-    world = replace(world, all_reduces=(Mailbox(world),), trace=Watch(world))
-    model = load(world)
+    whole, well = healthy(world)
+    model = copy.deepcopy(well, {id(well.world): well.world})
+    world = model.world
+    world.all_reduces, world.trace = (Mailbox(world),), Watch(world)
     if case.bug:
         case.bug.infect(model, whole, case.layer, world)
     run, watch = forward(model, case.prompts), world.trace
