@@ -156,7 +156,7 @@ def test_kernels_on_a_gpu(batch, heads, head_size, width, dtype):
     hold_split_equal(case)
 
 
-def interpreted(*argv, timeout=120):
+def interpreted(*argv, timeout=240):  # a minute on an idle core
     done = subprocess.run([sys.executable, "-m", __name__, *argv], cwd=ROOT, capture_output=True, text=True,
                           timeout=timeout, env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -224,12 +224,11 @@ def hold_noise_equal(case: Case):
 
     x = Residual(torch.zeros_like(case.x), None, normed=torch.zeros_like(case.x))
     case.state.sampling[0] = 1.0
-    for seed in (0, 5, 2**32 + 5, 2**63 - 1, -(2**63), -1):
-        case.state.seeds.copy_(seed - torch.arange(case.state.batch) if seed > 0 else seed + torch.arange(
-            case.state.batch))
-        fused, twin = (room.head_argmax(x, case.wte, case.state).amax(0) for room in (products, plain))
-        assert torch.equal(fused & 0xFFFFFFFF, twin & 0xFFFFFFFF)  # tokens
-        assert_close("noise", plain.key_value(fused), plain.key_value(twin), torch.float32)
+    seeds = [0, 5, 2**31, 2**32 + 5, 2**40 + 5, 2**62, 2**63 - 1, -(2**63), -1]
+    case.state.seeds.copy_(torch.tensor(seeds[: case.state.batch]))
+    fused, twin = (room.head_argmax(x, case.wte, case.state).amax(0) for room in (products, plain))
+    assert torch.equal(fused & 0xFFFFFFFF, twin & 0xFFFFFFFF) and fused.unique().numel() > len(seeds) // 2  # tokens
+    assert_close("noise", plain.key_value(fused), plain.key_value(twin), torch.float32)
 
 
 def hold_far_rows_equal(case: Case):
