@@ -44,7 +44,8 @@ ONE = Drawing("1", "1 Attention kernel selection", (
         Box("FlashAttention V3", (
             L("`._vllm_fa3_C.abi3.so`", (17,), "no dot in front: _vllm_fa3_C.abi3.so"),
             L("(CUDA 12.3+, SM 90)"),
-            L("Special features:"), L("FP8 support, MLA support", (18,)), L("Max perf on Hopper")), tag="Yes"),
+            L("Special features:"), L("FP8 support, MLA support"),
+            L("Max perf on Hopper", (18,), "measured: not in every case")), tag="Yes"),
         Box("Check other backends", (
             L("FlashAttention V2"), L("`._vllm_fa2_C.abi3.so`", (17,)), L("FlexAttention"),
             L("Xformers", (15,), "never chosen by itself"), L("Triton"), L("or fallback"),

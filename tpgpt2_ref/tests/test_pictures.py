@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from xml.etree import ElementTree
 
 import pytest
@@ -11,10 +12,11 @@ from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.notebook import palette
 from tpgpt2_ref.pictures import DRAWINGS, STATES, flow, messages, svg, teaching
 from tpgpt2_ref.pictures.diagrams import PACKAGE
-from tpgpt2_ref.pictures.lit import lit
+from tpgpt2_ref.pictures.lit import lit as read
 from tpgpt2_ref.pictures.shapes import Line
 
 SVG = "{http://www.w3.org/2000/svg}"
+lit = cache(read)
 
 
 def drawn(number: str, state: str, wide: bool = True, verdicts=None) -> str:
@@ -63,6 +65,12 @@ def test_a_box_leads_to_its_file(number):
 def test_every_claim_about_the_diagrams_is_marked_somewhere():
     marked = {claim for drawing in DRAWINGS.values() for line in lines(drawing) for claim in line.claims}
     assert marked == set(range(1, 61))  # 61 is the background that no box draws
+
+
+def test_what_is_not_right_says_what_is_so():
+    said = {claim for drawing in DRAWINGS.values() for line in lines(drawing) if line.now or line.added
+            for claim in line.claims}
+    assert {claim for claim, verdict in pictures.verdicts().items() if verdict != "right"} <= said
 
 
 def test_a_mark_says_the_ledgers_verdict():
