@@ -270,7 +270,10 @@ def test_the_cost_dial_says_where_nobody_measured(page):
     assert "Outside what was fitted: batch 512" in choose(page, "cost", Batch=9)
     assert of(page, "cost").locator("rect.tpx-greyed").count() > 0
     assert "on paper" in choose(page, "cost", GPUs="8")
-    assert "Not measured. the model has no" in choose(page, "cost", GPUs="4", Link="sockets")
+    said = choose(page, "cost", GPUs="4", Link="sockets")
+    assert "Not measured: the model has no all_reduce over nccl/sockets" in said
+    choose(page, "cost", GPUs="2", Batch=0, Link="the GPUs' own (NVLink)")
+    assert "no decode that sums by nccl was fitted" in choose(page, "cost", **{"All-reduce": "nccl"})
 
 
 def test_the_roofline_steps_through_its_rows(page):

@@ -1,7 +1,7 @@
 // What a forward costs, as `cost forward --json` answers it: cost/forward.py over cost/collectives.py.
 (function (T) {
   const TERMS = ["alpha_us", "us_per_layer", "beta_us_per_byte", "us_per_kv_byte", "us_per_kv_byte_few", "us_per_flop"];
-  const BY_PUSH = ["+sum", "+pdl"], KEY = 8;
+  const BY_PUSH = T.BY_PUSH = ["+sum", "+pdl"], KEY = 8;
   const inner = (config) => config.n_inner || 4 * config.n_embd;
   const headSize = (config) => config.n_embd / config.n_head;
   const localVocab = (config, tp) => T.padded(config.vocab_size, T.data.multiples.vocab * tp) / tp;

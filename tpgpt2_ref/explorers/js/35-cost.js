@@ -40,11 +40,13 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       const values = rows.map((r) => r[key]), low = Math.min(...values), high = Math.max(...values);
       return value < low || value > high ? [`${what} ${T.number(value)}: recorded are ${T.number(low)} to ${T.number(high)}`] : [];
     };
+    const byPush = T.BY_PUSH.includes(answer.rung); // such steps are fitted with push alone
+    const sums = q.path === null || rows.some((r) => r.sum === q.path && (!byPush || r.sum === "push"));
     const models = new Set(rows.map((r) => r.model.replace("random:", "")));
     return [...range("batch", q.batch, "batch"),
       ...range("seen", q.tokens === 1 ? q.context : q.tokens, q.tokens === 1 ? "context" : "prompt"),
       ...(models.has(q.gpt2) ? [] : [`${q.gpt2} was not recorded`]),
-      ...paper];
+      ...(sums ? [] : [`no ${answer.phase} that sums by ${q.path} was fitted`]), ...paper];
   };
 
   function ask(q, answered = T.step) {
@@ -139,8 +141,10 @@ tpgpt2.explorers.cost = function (root, initial, live) {
 
   function draw(state, panel) {
     const many = ask(queryOf(state), T.cost), one = ask(queryOf(state, 1)), width = panel.width(), known = many.answer.us !== null;
-    const lines = [], label = [...new Set([one, many].map((f) => T.data.machines[f.q.machine].label))].join("; "), what = state.phase === "decode" ? "step" : "prefill";
-    if (many.error) lines.push(h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured. "), many.error));
+    const labels = [one, many].map((f) => T.data.machines[f.q.machine].label), label = [...new Set(labels)].join("; ");
+    const lines = [], what = state.phase === "decode" ? "step" : "prefill";
+    if (many.error) lines.push(h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured: "),
+      `${many.error.split(";")[0]} (${label}).`));
     else if (!known) lines.push(h("p", {}, h("strong", {}, "Not measured: "), "no run of this kind, so only collectives are known."));
     else if (state.tp > 1 && one.answer.us !== null) {
       const times = one.answer.us / many.answer.us, saved = one.answer.us - many.answer.us, lost = many.parts.collectives;
