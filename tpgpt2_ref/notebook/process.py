@@ -23,7 +23,7 @@ class RankProcess:
         self.rank, self.forker, self.connection = rank, forker, str(folder / f"rank{rank}.json")
         write_connection_file(self.connection, transport="ipc", ip=str(folder / f"r{rank}"), key=uuid4().hex.encode())
         self.log = folder / f"rank{rank}.log"
-        self.pid = forker.start(folder, self.connection, str(self.log), {
+        self.number = forker.start(folder, self.connection, str(self.log), {
             **os.environ, **env, "JPY_PARENT_PID": str(forker.process.pid)})
         self.client = BlockingKernelClient(connection_file=self.connection)
         self.client.load_connection_file()
@@ -31,6 +31,10 @@ class RankProcess:
         self.client.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=False)
         self.request, self.reply, self.idle, self.heard_at = "", None, False, 0.0
         self.used, self.used_at = -1.0, 0.0
+
+    @property
+    def pid(self) -> int:
+        return self.forker.pid(self.number)
 
     def wait_for_kernel(self, deadline: float) -> None:
         """Return once the kernel has carried out its first request and its output is heard.
@@ -101,7 +105,7 @@ class RankProcess:
 
     def death(self) -> str | None:
         """How the process ended, or None while it runs."""
-        status = self.forker.status(self.pid)
+        status = self.forker.status(self.number)
         if status is None:
             return None
         if status == GONE and not self.forker.alive:
@@ -121,7 +125,7 @@ class RankProcess:
         return time.monotonic() - max(self.heard_at, self.used_at) > seconds
 
     def interrupt(self) -> None:
-        self.forker.signal(self.pid, signal.SIGINT)
+        self.forker.signal(self.number, signal.SIGINT)
 
     def line(self) -> str:
         """Where the rank is now, from its Python stack, even while it is blocked: "line 3, in all_reduce"."""
@@ -129,7 +133,7 @@ class RankProcess:
         if not file.exists():
             return ""
         seen, deadline = file.stat().st_size, time.monotonic() + 0.5
-        self.forker.signal(self.pid, signal.SIGUSR1)
+        self.forker.signal(self.number, signal.SIGUSR1)
         while time.monotonic() < deadline and file.stat().st_size == seen:
             time.sleep(0.01)
         frames = re.findall(r'File "(.*)", line (\d+) in (\S+)', file.read_text()[seen:])  # the innermost first
@@ -143,11 +147,11 @@ class RankProcess:
 
     def kill(self) -> None:
         """End the process and all that it started. From any thread."""
-        self.forker.signal(self.pid, signal.SIGKILL)
+        self.forker.signal(self.number, signal.SIGKILL)
 
     def bury(self) -> None:
         """After `kill`: wait until it has ended."""
-        self.forker.wait(self.pid, 10.0)
+        self.forker.wait(self.number, 10.0)
 
     def hang_up(self) -> None:
         """Close the channels; only from the thread that uses them."""

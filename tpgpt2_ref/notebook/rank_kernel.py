@@ -66,6 +66,7 @@ class RankSide:
             if self.own["device"].type == "cuda":
                 torch.cuda.synchronize()
         finally:
+            self._restore()
             if board:
                 board.end(Phase.ENDED if self.world.joined else Phase.BROKEN)
 

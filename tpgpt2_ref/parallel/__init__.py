@@ -5,5 +5,7 @@
     all_reduce/      the all-reduce algorithms behind that door
     linear.py        ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
     embedding.py     VocabParallelEmbedding, ParallelLMHead
-    launch.py        N ranks on this machine, without torchrun
+    launch.py        N ranks on this machine, without torchrun; private.py the folder where they meet
+    board.py         what each rank runs, readable by all: ranks agree before data moves; posts.py what is wrong;
+                     watched.py torch.distributed's own calls on it
 """

@@ -163,8 +163,8 @@ class Board:
             raise OutOfStep(f"{op} in a thread whose cell has ended: a thread that outlives its cell may not call "
                             "collectives")
         with self.lock:
-            number, chain = self.channels.get(channel, (0, 0))
-            chain = crc32(repr((op, dtype, shape, detail)).encode(), chain)
+            number, before = self.channels.get(channel, (0, 0))
+            chain = crc32(repr((op, dtype, shape, detail)).encode(), before)
             post = Post(number + 1, op, dtype[:24], shape[:64], detail[:24], layer[:64], line, chain, channel[:32],
                         members=members)
             self.channels[channel] = post.number, chain
@@ -177,6 +177,8 @@ class Board:
             self._agree(post, wait)
         except BaseException:
             self.pages[self.rank].write_post(slot, replace(post, refused=True))
+            if self.channels.get(channel) == (post.number, chain):
+                self.channels[channel] = post.number, before
             raise
         finally:
             with self.lock:
@@ -210,14 +212,17 @@ class Board:
             return last is not None and last.number > post.number  # so far ahead that its page has it no more
         if theirs is None or theirs.chain != post.chain or theirs.refused:
             time.sleep(0.1)  # the others are about to post too, and all shall say the same
-            raise OutOfStep(self._difference() or
+            raise OutOfStep(self._difference(post.number) or
                             f"{post}: the ranks differ in an earlier collective, or rank {rank} refused this one")
         return True
 
-    def _difference(self) -> str | None:
+    def _difference(self, number: int) -> str | None:
+        """What is wrong now; a difference that was refused earlier, and caught, is past."""
         _, who = self.order()
-        absent = tuple(r for r in range(self.size) if not who >> r & 1)
-        return trouble({r: page.read() for r, page in enumerate(self.pages)}, self.cell, self.unit, absent)
+        states = {rank: page.read() for rank, page in enumerate(self.pages)}
+        states = {rank: replace(s, posts=tuple(p for p in s.posts if not p.refused or p.number >= number))
+                  for rank, s in states.items()}
+        return trouble(states, self.cell, self.unit, tuple(r for r in range(self.size) if not who >> r & 1))
 
     def _header(self) -> None:
         self.pages[self.rank].write_header(Header(self.cell, self.phase, self.waits, self.count))

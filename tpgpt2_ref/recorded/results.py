@@ -33,6 +33,9 @@ ROW_FIELDS = {
     "attention": {"backend": str, "kernel_package": str, "phase": str, "batch": int, "seq_len": int, "heads": int,
                   "head_size": int, "dtype": str, "graph": bool, **TIMES},
     "decode": {**STEP, "us_per_step_median": NUMBER, "us_per_step_p10": NUMBER, "us_per_step_p90": NUMBER},
+    "faults": {"fault": str, "group": str, "device": str, "tries": int, "recovered": int, "said": int,
+               "message_s_median": NUMBER, "message_s_worst": NUMBER, "right_s_median": (*NUMBER, type(None)),
+               "right_s_worst": (*NUMBER, type(None))},
     "prefill": {**STEP, "wall_us_median": NUMBER, "gpu_us_median": (*NUMBER, type(None))},
 }
 MACHINE_FIELDS = {"slug": str, "kind": str, "device": str, "count": int, "links": str, "python": str,

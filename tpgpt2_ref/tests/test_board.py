@@ -1,0 +1,75 @@
+"""The board without ranks: what is wrong with the posts of several, and two boards that agree or don't."""
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpgpt2_ref.parallel.board import Board
+from tpgpt2_ref.parallel.posts import OutOfStep, Phase, Post, State, circle, trouble
+
+OPS = st.tuples(st.sampled_from(["all_reduce", "barrier"]), st.sampled_from(["(2,)", "(3,)"]))
+
+
+def state(ops, phase=Phase.ENDED, waiting=False):
+    posts = tuple(Post(n, op, "float32", shape, line=n) for n, (op, shape) in enumerate(ops, 1))
+    return State(1, phase, posts, posts[-1] if waiting else None)
+
+
+@given(st.lists(st.lists(OPS, max_size=4), min_size=2, max_size=3))
+def test_only_the_same_collectives_are_no_trouble(by_rank):
+    said = trouble({rank: state(ops) for rank, ops in enumerate(by_rank)}, 1)
+    assert (said is None) == all(ops == by_rank[0] for ops in by_rank)
+    if said:  # while they run, what is only late is no trouble yet
+        running = trouble({rank: state(ops, Phase.RUNNING) for rank, ops in enumerate(by_rank)}, 1)
+        late = all(len(set(ops)) == 1 for ops in zip(*by_rank)) and all(
+            ops == max(by_rank, key=len)[:len(ops)] for ops in by_rank)
+        assert (running is None) == late
+
+
+def test_words():
+    one, other = ("all_reduce", "(2,)"), ("all_reduce", "(3,)")
+    assert trouble({0: state([one, one, one], Phase.RUNNING, waiting=True), 1: state([one, one])}, 1) == \
+        "rank 0 waits in all_reduce #3, float32 (2,), line 3; rank 1 ended its cell after #2"
+    assert trouble({0: state([one]), 1: state([other]), 2: state([one])}, 1) == \
+        "#1 is all_reduce of (2,) on ranks 0, 2 (line 1) and of (3,) on rank 1 (line 1)"
+    assert trouble({0: state([one]), 1: State()}, 1, absent=(1,)) == \
+        "rank 0 called all_reduce #1, float32 (2,), line 1; rank 1 does not run this cell"
+
+
+def test_ranks_that_wait_for_each_other_in_different_groups():
+    def waits(channel, members):
+        post = Post(1, "barrier", "", "", channel=channel, members=members)
+        return State(1, Phase.RUNNING, (post,), post)
+
+    states = {0: waits("ranks 0, 1", (0, 1)), 1: waits("ranks 1, 2", (1, 2)), 2: waits("ranks 0, 2", (0, 2))}
+    assert trouble(states, 1) is None
+    assert circle(states, 1).startswith("rank 0 waits in barrier #1 of ranks 0, 1; rank 1 waits in")
+    assert circle({**states, 2: State(1, Phase.RUNNING)}, 1) is None  # it may still come
+
+
+def test_two_boards(tmp_path):
+    """Nobody returns from `post` before both have posted the same; a mismatch is refused on both, and they go on."""
+    Board.create(tmp_path, 2)
+    said = {}
+
+    def rank(r):
+        board = Board(tmp_path, r, 2)
+        board.begin(cell=1)
+        for _ in range(600):
+            board.post("all_reduce", "float32", "(2,)")
+        for shape in (f"({r},)", "(9,)"):
+            try:
+                board.post("all_reduce", "float32", shape)
+            except OutOfStep as e:
+                said.setdefault(shape, str(e))
+        board.end()
+        with pytest.raises(OutOfStep, match="whose cell has ended"):
+            board.post("barrier")
+
+    threads = [threading.Thread(target=rank, args=(r,)) for r in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert said == {f"({r},)": "#601 is all_reduce of (0,) on rank 0 and of (1,) on rank 1" for r in range(2)}
