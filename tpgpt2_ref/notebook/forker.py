@@ -51,7 +51,8 @@ class Forker:
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, "-c", f"from tpgpt2_ref.notebook.fork_server import main; main({theirs.fileno()})"],
-            pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, start_new_session=True)
+            pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
         self._state, self.users = _Heard(), 0
         self._finish = weakref.finalize(self, _finish, self.socket, self.process)
