@@ -26,7 +26,8 @@
 
   // The machine of a query: {kind, capability, cuda_version, installed}
   T.platform = function (query) {
-    const kind = query.platform || "cuda", cuda = kind === "cuda";
+    const kind = query.platform || "cuda",
+      cuda = kind === "cuda";
     const capability = cuda || query.capability ? version(query.capability || "9.0") : null;
     const cudaVersion = cuda || query.cuda_version ? version(query.cuda_version || "12.4") : null;
     const installed = packages(query.installed || "all");
@@ -48,8 +49,7 @@
   }
 
   function listed(sizes) {
-    return Array.isArray(sizes) ? sizes.join(", ")
-      : `multiples of ${sizes.step} from ${sizes.first} to ${sizes.last}`;
+    return Array.isArray(sizes) ? sizes.join(", ") : `multiples of ${sizes.step} from ${sizes.first} to ${sizes.last}`;
   }
 
   // Why a row of the matrix can't run there; empty if it can
@@ -69,9 +69,15 @@
         found.push(`compute capability ${dotted(platform.capability)}: needs SM ${dotted(least)}${to}`);
       }
     }
-    if (platform.kind === "cuda" && q.dtype === "bfloat16" && row.bfloat16_from
-      && T.before(platform.capability, row.bfloat16_from)) {
-      found.push(`bfloat16 on compute capability ${dotted(platform.capability)}: needs SM ${dotted(row.bfloat16_from)}`);
+    if (
+      platform.kind === "cuda" &&
+      q.dtype === "bfloat16" &&
+      row.bfloat16_from &&
+      T.before(platform.capability, row.bfloat16_from)
+    ) {
+      found.push(
+        `bfloat16 on compute capability ${dotted(platform.capability)}: needs SM ${dotted(row.bfloat16_from)}`,
+      );
     }
     if (platform.kind === "cuda" && row.cuda_version && T.before(platform.cuda_version, row.cuda_version)) {
       found.push(`CUDA ${dotted(platform.cuda_version)}: needs ${dotted(row.cuda_version)} or newer`);
@@ -105,12 +111,16 @@
   T.select = function (query) {
     const q = { head_size: 64, dtype: "float16", block_size: 16, cache_dtype: "auto", num_heads: 12, ...query };
     if (q.cache_dtype === "fp8") q.cache_dtype = "fp8_e4m3"; // as in vLLM
-    const platform = T.platform(q), { matrix, order, dtypes } = T.data;
+    const platform = T.platform(q),
+      { matrix, order, dtypes } = T.data;
     if (!dtypes.includes(q.dtype)) {
       throw new T.UserError(`unknown dtype '${q.dtype}'; known: ${dtypes.join(", ")}`);
     }
-    for (const [what, value] of [["number of heads", q.num_heads], ["head size", q.head_size],
-      ["block size", q.block_size]]) {
+    for (const [what, value] of [
+      ["number of heads", q.num_heads],
+      ["head size", q.head_size],
+      ["block size", q.block_size],
+    ]) {
       if (value < 1) throw new T.UserError(`the ${what} must be at least 1, not ${value}`);
     }
     if (!T.data.cache_dtypes.includes(q.cache_dtype)) {
@@ -135,8 +145,12 @@
       throw new T.UserError(`${word}, which can't run on ${where}. ${told}`);
     }
     const layer = `${q.num_heads} heads of ${q.head_size} in ${q.dtype}, pages of ${q.block_size}, on ${where}`;
-    const answer = { backend: chosen, rejected: {}, source: q.force ? "force" : asked ? "environment" : "platform",
-      why: asked ? `${word}, which runs ${layer}` : `the first on ${platform.kind} that runs ${layer}` };
+    const answer = {
+      backend: chosen,
+      rejected: {},
+      source: q.force ? "force" : asked ? "environment" : "platform",
+      why: asked ? `${word}, which runs ${layer}` : `the first on ${platform.kind} that runs ${layer}`,
+    };
     const passedOver = asked ? word : `comes after ${chosen} on ${platform.kind}`;
     for (const { name } of matrix) {
       if (name === chosen) continue;

@@ -8,45 +8,67 @@
     }
     if (world < 2) throw new T.UserError(`an all-reduce needs at least 2 ranks, not ${world}`);
     if (bytes < 1) throw new T.UserError(`a message has at least 1 byte, not ${bytes}`);
-    const peers = world - 1, whole = algorithm === "one_shot" || algorithm === "push";
+    const peers = world - 1,
+      whole = algorithm === "one_shot" || algorithm === "push";
     const steps = { ring: 2 * peers, one_shot: 1, two_shot: 2, push: 1 }[algorithm];
-    return { algorithm, world, bytes, steps, barriers: { ring: 0, one_shot: 2, two_shot: 3, push: 0 }[algorithm],
-      bytes_out: whole ? peers * bytes : (2 * peers / world) * bytes,
-      messages: { ring: 2 * peers, one_shot: peers, two_shot: 2 * peers, push: peers }[algorithm] };
+    return {
+      algorithm,
+      world,
+      bytes,
+      steps,
+      barriers: { ring: 0, one_shot: 2, two_shot: 3, push: 0 }[algorithm],
+      bytes_out: whole ? peers * bytes : ((2 * peers) / world) * bytes,
+      messages: { ring: 2 * peers, one_shot: peers, two_shot: 2 * peers, push: peers }[algorithm],
+    };
   };
 
   // The same call as it runs: [{what, moves: [{from, to, chunk}], after: by rank, by chunk, whose parts it holds}].
   // A chunk is 1/n of the tensor. `after` is a list of rank sets, so that a step can be drawn and its sum be checked.
   T.rounds = function (algorithm, n) {
-    const ranks = [...Array(n).keys()], held = ranks.map((r) => ranks.map(() => new Set([r])));
-    const rounds = [], add = (what, moves, barrier = false, keep = true) => {
-      const sent = moves.map((m) => ({ ...m, parts: new Set(held[m.from][m.chunk]) }));
-      if (keep) sent.forEach((m) => m.parts.forEach((p) => held[m.to][m.chunk].add(p)));
-      rounds.push({ what, moves, barrier, after: held.map((row) => row.map((s) => new Set(s))) });
-    };
-    const others = (r) => ranks.filter((p) => p !== r), mod = (x) => ((x % n) + n) % n;
+    const ranks = [...Array(n).keys()],
+      held = ranks.map((r) => ranks.map(() => new Set([r])));
+    const rounds = [],
+      add = (what, moves, barrier = false, keep = true) => {
+        const sent = moves.map((m) => ({ ...m, parts: new Set(held[m.from][m.chunk]) }));
+        if (keep) sent.forEach((m) => m.parts.forEach((p) => held[m.to][m.chunk].add(p)));
+        rounds.push({ what, moves, barrier, after: held.map((row) => row.map((s) => new Set(s))) });
+      };
+    const others = (r) => ranks.filter((p) => p !== r),
+      mod = (x) => ((x % n) + n) % n;
     if (algorithm === "ring") {
       for (let s = 0; s < n - 1; s++) {
-        add(`reduce-scatter ${s + 1} of ${n - 1}: each rank sends one chunk on, the next adds its own`,
-          ranks.map((r) => ({ from: r, to: mod(r + 1), chunk: mod(r - s) })));
+        add(
+          `reduce-scatter ${s + 1} of ${n - 1}: each rank sends one chunk on, the next adds its own`,
+          ranks.map((r) => ({ from: r, to: mod(r + 1), chunk: mod(r - s) })),
+        );
       }
       for (let s = 0; s < n - 1; s++) {
-        add(`all-gather ${s + 1} of ${n - 1}: each rank passes a finished chunk on`,
-          ranks.map((r) => ({ from: r, to: mod(r + 1), chunk: mod(r + 1 - s) })));
+        add(
+          `all-gather ${s + 1} of ${n - 1}: each rank passes a finished chunk on`,
+          ranks.map((r) => ({ from: r, to: mod(r + 1), chunk: mod(r + 1 - s) })),
+        );
       }
     } else if (algorithm === "two_shot") {
       add("barrier: my data is there", [], true);
-      add("each rank reads its slice of every peer and sums it",
-        ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: r }))));
+      add(
+        "each rank reads its slice of every peer and sums it",
+        ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: r }))),
+      );
       add("barrier: my slice is summed", [], true);
-      add("each rank reads the finished slices",
-        ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: p }))));
+      add(
+        "each rank reads the finished slices",
+        ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: p }))),
+      );
       add("barrier: I have read yours", [], true);
     } else {
       const all = ranks.flatMap((r) => others(r).flatMap((p) => ranks.map((chunk) => ({ from: r, to: p, chunk }))));
       if (algorithm === "one_shot") add("barrier: my data is there", [], true);
-      add(algorithm === "push" ? "each rank writes its whole tensor into every peer's memory; each sums what arrives"
-        : "each rank reads every peer's whole tensor and sums it", all);
+      add(
+        algorithm === "push"
+          ? "each rank writes its whole tensor into every peer's memory; each sums what arrives"
+          : "each rank reads every peer's whole tensor and sums it",
+        all,
+      );
       if (algorithm === "one_shot") add("barrier: I have read yours", [], true);
     }
     return rounds;

@@ -19,8 +19,8 @@
   };
 
   const holds = (condition, q) => Object.entries(condition).every(([part, wanted]) => TESTS[part](wanted, q));
-  const unmet = (checks, q) => checks.filter(([, , ...ways]) => !ways.some((way) => holds(way, q)))
-    .map(([reason]) => filled(reason, q));
+  const unmet = (checks, q) =>
+    checks.filter(([, , ...ways]) => !ways.some((way) => holds(way, q))).map(([reason]) => filled(reason, q));
 
   function whyNot(backend, q, checked) {
     if (backend.package && !q.installed.includes(backend.package)) return [`ImportError: ${backend.package}`];
@@ -38,15 +38,19 @@
 
   // query: fields of `vllm_rules.DEFAULTS` -> the choice of that vLLM, its reasons, and where its source says so
   T.select_as = function (version, query) {
-    const { versions, defaults, cache_dtypes: caches } = T.data.vllm, known = Object.keys(versions);
+    const { versions, defaults, cache_dtypes: caches } = T.data.vllm,
+      known = Object.keys(versions);
     if (!known.includes(version)) {
       throw new T.UserError(`no rules of vLLM '${version}'; there are those of ${known.join(", ")}`);
     }
-    const unknown = Object.keys(query).filter((name) => !(name in defaults)).sort();
+    const unknown = Object.keys(query)
+      .filter((name) => !(name in defaults))
+      .sort();
     if (unknown.length) {
       throw new T.UserError(`a query has no '${unknown[0]}'; it has ${Object.keys(defaults).join(", ")}`);
     }
-    const source = versions[version], q = { ...defaults, ...query };
+    const source = versions[version],
+      q = { ...defaults, ...query };
     if (!(q.platform in source.platforms)) {
       throw new T.UserError(`unknown platform '${q.platform}'; known: ${Object.keys(source.platforms).join(", ")}`);
     }
@@ -57,20 +61,33 @@
     const platform = source.platforms[q.platform];
     if (q.platform !== "cuda") q.capability = null;
     const notes = (source.gone || []).filter((gone) => q[gone.key]).map((gone) => gone.note);
-    const answer = { version, backend: null, flash_version: null, by: "platform", at: null, rejected: {}, lower: [], notes,
-      error: null };
+    const answer = {
+      version,
+      backend: null,
+      flash_version: null,
+      by: "platform",
+      at: null,
+      rejected: {},
+      lower: [],
+      notes,
+      error: null,
+    };
     const refused = unmet(platform.refuses, q);
     if (refused.length) return { ...answer, error: refused[0], at: platform.refuses[0][1] };
     const asked = source.asked.find((step) => q[step.key]);
     if (asked) {
-      const name = q[asked.key], named = platform.named;
+      const name = q[asked.key],
+        named = platform.named;
       Object.assign(answer, { by: asked.by, at: named.at });
       if (!source.names.includes(name)) return { ...answer, error: filled(source.unknown, { name }), at: asked.at };
       if (named.take.includes(name)) {
         const reasons = whyNot(source.backends[name], q, named.checked);
         if (reasons.length) {
-          return { ...answer, rejected: { [name]: reasons },
-            error: filled(named.error || "{name}: {reasons}", { name, reasons: reasons.join(", ") }) };
+          return {
+            ...answer,
+            rejected: { [name]: reasons },
+            error: filled(named.error || "{name}: {reasons}", { name, reasons: reasons.join(", ") }),
+          };
         }
         return built(source, q, { ...answer, backend: name });
       }
@@ -92,7 +109,9 @@
       }
     }
     if (answer.backend === null) {
-      const told = Object.entries(answer.rejected).map(([name, reasons]) => `${name}: ${reasons.join(", ")}`).join("; ");
+      const told = Object.entries(answer.rejected)
+        .map(([name, reasons]) => `${name}: ${reasons.join(", ")}`)
+        .join("; ");
       return { ...answer, error: `No valid attention backend found. Reasons: ${told}` };
     }
     delete answer.rejected[answer.backend];

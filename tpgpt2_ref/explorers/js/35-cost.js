@@ -1,73 +1,41 @@
 // Cost dial: what a step is made of, whether a second GPU pays, and where the model knows nothing.
 tpgpt2.explorers.cost = function (root, initial, live) {
-  const T = tpgpt2, { h, svg } = T;
-  const BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512], PARTS = ["weights", "cache", "kernels", "collectives"];
-  const COLOURS = { weights: "var(--tpx-weights)", cache: "var(--tpx-cache)", kernels: "var(--tp-computing)",
-    collectives: "var(--tp-moving)" };
-  const LINKS = { "": "the GPUs' own (NVLink)", "host-memory": "host memory", sockets: "sockets" };
-  const slugs = Object.keys(T.data.machines);
-  const worldOf = (slug) => Math.max(0, ...T.data.machines[slug].model.filter((r) => r.op === "decode").map((r) => r.world));
-
-  // The machine whose model knows most of so many ranks: as many GPUs, or the most there are; one rank was recorded
-  // beside two
-  function machineFor(tp) {
-    const able = slugs.filter((s) => worldOf(s) >= 2).sort((a, b) => worldOf(a) - worldOf(b));
-    return able.find((s) => worldOf(s) >= tp) || able.at(-1);
-  }
-
-  function queryOf(state, tp = state.tp, batch = state.batch) {
-    const link = state.link, path = tp === 1 ? null : link ? `nccl/${link}` : state.path || null, one = state.phase === "decode";
-    return { machine: machineFor(tp), gpt2: state.gpt2, tp, batch, tokens: one ? 1 : state.tokens,
-      context: one ? state.tokens : 0, path };
-  }
-
-  function rowsOf(q, rung) {
-    const machine = T.data.machines[q.machine], decode = q.tokens === 1, kind = decode ? "decode" : "prefill";
-    const us = decode ? "us_per_step" : "wall_us";
-    const rows = machine[kind].rows.filter((r) => r.rung === rung && r.tp === q.tp && (q.tp === 1) === (r.sum === "none"));
-    return rows.map((r) => ({ ...r, us: r[`${us}_median`], seen: decode ? r.prompt_len + (r.new_tokens || 128) / 2 : r.prompt_len }));
-  }
-
-  const matching = (q, rung, state) => fastest(rowsOf(q, rung).filter((r) => r.model === q.gpt2 || r.model === `random:${q.gpt2}`)
-    .filter((r) => r.seen === (q.tokens === 1 ? q.context : q.tokens)), state);
-
-  // Why a prediction is outside what was fitted; empty inside
-  T.outside = function (q, answer) {
-    if (answer.us === null) return ["not measured"];
-    const rows = rowsOf(q, answer.rung), paper = answer.on_paper ? ["its collectives are put together on paper"] : [];
-    if (!rows.length) return [`no ${answer.phase} with ${T.times(q.tp, "rank")} was recorded`, ...paper];
-    const range = (key, value, what) => {
-      const values = rows.map((r) => r[key]), low = Math.min(...values), high = Math.max(...values);
-      return value < low || value > high ? [`${what} ${T.number(value)}: recorded are ${T.number(low)} to ${T.number(high)}`] : [];
-    };
-    const byPush = T.BY_PUSH.includes(answer.rung); // such steps are fitted with push alone
-    const sums = q.path === null || rows.some((r) => r.sum === q.path && (!byPush || r.sum === "push"));
-    const models = new Set(rows.map((r) => r.model.replace("random:", "")));
-    return [...range("batch", q.batch, "batch"),
-      ...range("seen", q.tokens === 1 ? q.context : q.tokens, q.tokens === 1 ? "context" : "prompt"),
-      ...(models.has(q.gpt2) ? [] : [`${q.gpt2} was not recorded`]),
-      ...(sums ? [] : [`no ${answer.phase} that sums by ${q.path} was fitted`]), ...paper];
+  const T = tpgpt2,
+    { h, svg } = T;
+  const BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+    PARTS = ["weights", "cache", "kernels", "collectives"];
+  const COLOURS = {
+    weights: "var(--tpx-weights)",
+    cache: "var(--tpx-cache)",
+    kernels: "var(--tp-computing)",
+    collectives: "var(--tp-moving)",
   };
-
-  function ask(q, answered = T.step) {
-    try {
-      const answer = answered(q), parts = T.costParts(q);
-      return { q, answer, parts, outside: T.outside(q, answer), band: parts ? parts.fit.heldout_median_error : null };
-    } catch (e) {
-      if (!(e instanceof T.UserError)) throw e;
-      return { q, error: e.message, outside: [e.message], answer: { us: null } };
-    }
-  }
+  const LINKS = { "": "the GPUs' own (NVLink)", "host-memory": "host memory", sockets: "sockets" };
+  const { queryOf, matching, ask, sameAsked } = T.dial;
 
   function bars(one, many, state, width) {
-    const left = 66, right = 12, row = 34, gap = 34, top = 10;
-    const dots = [one, many].map((f) => (f.answer.us === null ? [] : matching(f.q, f.answer.rung, state).filter((r) =>
-      r.batch === f.q.batch)).concat((state.dots || []).filter((d) => d.tp === f.q.tp && sameAsked(d, f.q))));
-    const most = Math.max(1, ...[one, many].map((f) => (f.answer.us || 0) * (1 + (f.band || 0))), ...dots.flat().map((r) => r.us));
-    const x = (us) => left + (us / (most * 1.05)) * (width - left - right), shapes = [];
+    const left = 66,
+      right = 12,
+      row = 34,
+      gap = 34,
+      top = 10;
+    const dots = [one, many].map((f) =>
+      (f.answer.us === null ? [] : matching(f.q, f.answer.rung, state).filter((r) => r.batch === f.q.batch)).concat(
+        (state.dots || []).filter((d) => d.tp === f.q.tp && sameAsked(d, f.q)),
+      ),
+    );
+    const most = Math.max(
+      1,
+      ...[one, many].map((f) => (f.answer.us || 0) * (1 + (f.band || 0))),
+      ...dots.flat().map((r) => r.us),
+    );
+    const x = (us) => left + (us / (most * 1.05)) * (width - left - right),
+      shapes = [];
     [one, many].forEach((f, i) => {
       const y = top + i * (row + gap);
-      shapes.push(svg("text", { x: 2, y: y + row / 2 + 4, class: "tpx-strong" }, f.q.tp === 1 ? "1 GPU" : `${f.q.tp} GPUs`));
+      shapes.push(
+        svg("text", { x: 2, y: y + row / 2 + 4, class: "tpx-strong" }, f.q.tp === 1 ? "1 GPU" : `${f.q.tp} GPUs`),
+      );
       if (f.answer.us === null || !f.parts) {
         shapes.push(svg("text", { x: left, y: y + row / 2 + 4 }, "not measured"));
         return;
@@ -76,121 +44,290 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       for (const part of PARTS) {
         const us = f.parts[part];
         if (us <= 0) continue;
-        shapes.push(svg("rect", { x: x(at), y, width: Math.max(0.5, x(at + us) - x(at) - 1), height: row, fill: COLOURS[part],
-          class: f.outside.length ? "tpx-greyed" : "" }, svg("title", {}, `${part}: ${T.us(us)}`)));
+        shapes.push(
+          svg(
+            "rect",
+            {
+              x: x(at),
+              y,
+              width: Math.max(0.5, x(at + us) - x(at) - 1),
+              height: row,
+              fill: COLOURS[part],
+              class: f.outside.length ? "tpx-greyed" : "",
+            },
+            svg("title", {}, `${part}: ${T.us(us)}`),
+          ),
+        );
         if (x(at + us) - x(at) > 40) {
-          shapes.push(svg("text", { x: (x(at) + x(at + us)) / 2, y: y + row / 2 + 4, "text-anchor": "middle", class: "tpx-on" },
-            T.number(us, 0)));
+          shapes.push(
+            svg(
+              "text",
+              { x: (x(at) + x(at + us)) / 2, y: y + row / 2 + 4, "text-anchor": "middle", class: "tpx-on" },
+              T.number(us, 0),
+            ),
+          );
         }
         at += us;
       }
-      const low = x(at * (1 - f.band)), high = x(at * (1 + f.band)), middle = y + row + 6;
-      shapes.push(svg("path", { d: `M${low},${middle - 3}v6M${low},${middle}H${high}M${high},${middle - 3}v6`, class: "tpx-band" }),
-        svg("text", { x: Math.min(x(at), width - 4), y: y + row + 20, "text-anchor": "end", class: "tpx-small" },
-          `${T.us(at)} predicted ± ${T.percent(f.band, 0)}`));
-      dots[i].forEach((r) => shapes.push(svg("circle", { cx: x(r.us), cy: middle, r: 4.5, class: r.here ? "tpx-here"
-        : "tpx-recorded" }, svg("title", {}, `${r.here ? "here" : "recorded"}, ${r.sum}: ${T.us(r.us)}`))));
+      const low = x(at * (1 - f.band)),
+        high = x(at * (1 + f.band)),
+        middle = y + row + 6;
+      shapes.push(
+        svg("path", {
+          d: `M${low},${middle - 3}v6M${low},${middle}H${high}M${high},${middle - 3}v6`,
+          class: "tpx-band",
+        }),
+        svg(
+          "text",
+          { x: Math.min(x(at), width - 4), y: y + row + 20, "text-anchor": "end", class: "tpx-small" },
+          `${T.us(at)} predicted ± ${T.percent(f.band, 0)}`,
+        ),
+      );
+      dots[i].forEach((r) =>
+        shapes.push(
+          svg(
+            "circle",
+            { cx: x(r.us), cy: middle, r: 4.5, class: r.here ? "tpx-here" : "tpx-recorded" },
+            svg("title", {}, `${r.here ? "here" : "recorded"}, ${r.sum}: ${T.us(r.us)}`),
+          ),
+        ),
+      );
     });
     const height = top + 2 * (row + gap);
-    return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "tpx-plot", role: "img",
-      "aria-label": "What a step is made of, one GPU above, several below" }, shapes);
+    return svg(
+      "svg",
+      {
+        width,
+        height,
+        viewBox: `0 0 ${width} ${height}`,
+        class: "tpx-plot",
+        role: "img",
+        "aria-label": "What a step is made of, one GPU above, several below",
+      },
+      shapes,
+    );
   }
-
-  // Of the rows recorded at one point those that ran the all-reduce asked for; "the fastest": the fastest of them
-  function fastest(rows, state) {
-    if (state.link) return rows.filter((r) => r.tp === 1);
-    if (state.path) return rows.filter((r) => r.tp === 1 || r.sum === state.path);
-    const by = new Map();
-    for (const r of rows) if (!by.has(r.batch) || r.us < by.get(r.batch).us) by.set(r.batch, r);
-    return [...by.values()];
-  }
-  const sameAsked = (d, q) => d.gpt2 === q.gpt2 && d.batch === q.batch && d.tokens === q.tokens && d.context === q.context;
 
   function speedups(state, width) {
-    const found = BATCHES.map((batch) => [1, state.tp].map((tp) => ask(queryOf(state, tp, batch)))).filter(([a, b]) =>
-      a.answer.us !== null && b.answer.us !== null);
+    const found = BATCHES.map((batch) => [1, state.tp].map((tp) => ask(queryOf(state, tp, batch)))).filter(
+      ([a, b]) => a.answer.us !== null && b.answer.us !== null,
+    );
     if (!found.length) return null;
-    const points = found.map(([a, b]) => ({ batch: a.q.batch, times: a.answer.us / b.answer.us,
-      outside: a.outside.length > 0 || b.outside.length > 0, error: a.band + b.band }));
+    const points = found.map(([a, b]) => ({
+      batch: a.q.batch,
+      times: a.answer.us / b.answer.us,
+      outside: a.outside.length > 0 || b.outside.length > 0,
+      error: a.band + b.band,
+    }));
     const recorded = [];
     if (!state.link) {
-      const [one, many] = found[0], by = (f) => matching(f.q, f.answer.rung, state);
+      const [one, many] = found[0],
+        by = (f) => matching(f.q, f.answer.rung, state);
       for (const b of by(many)) {
         const a = by(one).find((r) => r.batch === b.batch);
         if (a) recorded.push({ batch: b.batch, times: a.us / b.us, sum: b.sum });
       }
     }
-    const most = Math.max(state.tp * 0.75, 1.3, ...points.map((p) => p.times * (1 + p.error)), ...recorded.map((r) => r.times));
-    const plot = T.plot({ width, height: 220, x: { label: "batch", min: 0.9, max: 560, log: true, ticks: BATCHES },
+    const most = Math.max(
+      state.tp * 0.75,
+      1.3,
+      ...points.map((p) => p.times * (1 + p.error)),
+      ...recorded.map((r) => r.times),
+    );
+    const plot = T.plot({
+      width,
+      height: 220,
+      x: { label: "batch", min: 0.9, max: 560, log: true, ticks: BATCHES },
       y: { label: `times as fast on ${state.tp} GPUs as on one`, min: 0, max: most * 1.05 },
-      label: `Speed-up of ${state.tp} GPUs over one by batch` });
+      label: `Speed-up of ${state.tp} GPUs over one by batch`,
+    });
     const inside = points.filter((p) => !p.outside);
     if (inside.length > 1) {
-      plot.area(inside.map((p) => [p.batch, p.times * (1 - p.error)]), inside.map((p) => [p.batch, p.times * (1 + p.error)]),
-        { class: "tpx-area" });
+      plot.area(
+        inside.map((p) => [p.batch, p.times * (1 - p.error)]),
+        inside.map((p) => [p.batch, p.times * (1 + p.error)]),
+        { class: "tpx-area" },
+      );
     }
-    plot.line([[0.9, 1], [560, 1]], { class: "tpx-one" });
-    plot.line(points.map((p) => [p.batch, p.times]), { class: "tpx-greyline" });
-    if (inside.length > 1) plot.line(inside.map((p) => [p.batch, p.times]), { class: "tpx-predicted" });
-    plot.line([[state.batch, 0], [state.batch, most]], { class: "tpx-mark" });
-    recorded.forEach((r) => plot.dot(r.batch, r.times, { r: 4.5, class: "tpx-recorded" },
-      `recorded, ${r.sum}, batch ${r.batch}: ${T.number(r.times)} times`));
-    return [plot.node, T.legend([["var(--tp-ink)", "recorded", "dot"], ["var(--tp-right)", "predicted, and the error it "
-      + "had on runs it was not fitted to", "line"], ["var(--tp-missing)", "outside what was fitted", "line"]])];
+    plot.line(
+      [
+        [0.9, 1],
+        [560, 1],
+      ],
+      { class: "tpx-one" },
+    );
+    plot.line(
+      points.map((p) => [p.batch, p.times]),
+      { class: "tpx-greyline" },
+    );
+    if (inside.length > 1)
+      plot.line(
+        inside.map((p) => [p.batch, p.times]),
+        { class: "tpx-predicted" },
+      );
+    plot.line(
+      [
+        [state.batch, 0],
+        [state.batch, most],
+      ],
+      { class: "tpx-mark" },
+    );
+    recorded.forEach((r) =>
+      plot.dot(
+        r.batch,
+        r.times,
+        { r: 4.5, class: "tpx-recorded" },
+        `recorded, ${r.sum}, batch ${r.batch}: ${T.number(r.times)} times`,
+      ),
+    );
+    return [
+      plot.node,
+      T.legend([
+        ["var(--tp-ink)", "recorded", "dot"],
+        ["var(--tp-right)", "predicted, and the error it " + "had on runs it was not fitted to", "line"],
+        ["var(--tp-missing)", "outside what was fitted", "line"],
+      ]),
+    ];
   }
 
   function draw(state, panel) {
-    const many = ask(queryOf(state), T.cost), one = ask(queryOf(state, 1)), width = panel.width(), known = many.answer.us !== null;
-    const labels = [one, many].map((f) => T.data.machines[f.q.machine].label), label = [...new Set(labels)].join("; ");
-    const lines = [], what = state.phase === "decode" ? "step" : "prefill";
-    if (many.error) lines.push(h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured: "),
-      `${many.error.split(";")[0]} (${label}).`));
-    else if (!known) lines.push(h("p", {}, h("strong", {}, "Not measured: "), "no run of this kind, so only collectives are known."));
+    const many = ask(queryOf(state), T.cost),
+      one = ask(queryOf(state, 1)),
+      width = panel.width(),
+      known = many.answer.us !== null;
+    const labels = [one, many].map((f) => T.data.machines[f.q.machine].label),
+      label = [...new Set(labels)].join("; ");
+    const lines = [],
+      what = state.phase === "decode" ? "step" : "prefill";
+    if (many.error)
+      lines.push(
+        h("p", {}, h("strong", { class: "tpx-is-wrong" }, "Not measured: "), `${many.error.split(";")[0]} (${label}).`),
+      );
+    else if (!known)
+      lines.push(h("p", {}, h("strong", {}, "Not measured: "), "no run of this kind, so only collectives are known."));
     else if (state.tp > 1 && one.answer.us !== null) {
-      const times = one.answer.us / many.answer.us, saved = one.answer.us - many.answer.us, lost = many.parts.collectives;
-      const close = Math.abs(times - 1) < one.band + many.band, batch = many.answer.crossover_batch;
+      const times = one.answer.us / many.answer.us,
+        saved = one.answer.us - many.answer.us,
+        lost = many.parts.collectives;
+      const close = Math.abs(times - 1) < one.band + many.band,
+        batch = many.answer.crossover_batch;
       const seen = [one, many].map((f) => matching(f.q, f.answer.rung, state).find((r) => r.batch === f.q.batch));
-      const verdict = (t) => `${state.tp} GPUs are ${T.number(t)} times as fast as one${t > 1 ? "" : ": they don't pay"}.`;
+      const verdict = (t) =>
+        `${state.tp} GPUs are ${T.number(t)} times as fast as one${t > 1 ? "" : ": they don't pay"}.`;
       if (seen[0] && seen[1]) {
-        lines.push(h("p", {}, h("strong", {}, `Recorded: ${verdict(seen[0].us / seen[1].us)} `), `A ${what} took `
-          + `${T.us(seen[0].us)} on one and ${T.us(seen[1].us)} on ${state.tp} (${seen[1].sum}).`));
+        lines.push(
+          h(
+            "p",
+            {},
+            h("strong", {}, `Recorded: ${verdict(seen[0].us / seen[1].us)} `),
+            `A ${what} took ` + `${T.us(seen[0].us)} on one and ${T.us(seen[1].us)} on ${state.tp} (${seen[1].sum}).`,
+          ),
+        );
       }
       const model = `${seen[0] && seen[1] ? "The model says" : "Predicted:"} `;
-      lines.push(h("p", {}, seen[0] && seen[1] ? `${model}${T.number(times)} times` : [h("strong", {}, model + verdict(times))],
-        `${close ? " (no difference, within its error)" : ""}${seen[0] && seen[1] ? ": " : " "}${T.us(one.answer.us)} on one, `
-        + `${T.us(many.answer.us)} on ${state.tp}. Splitting takes ${T.us(saved + lost)} off the work of a rank; `
-        + `${T.times(T.sum(Object.values(many.answer.collectives)), "collective")} `
-        + `(${[...new Set(Object.values(many.answer.paths))].join(", ")}) put ${T.us(lost)} back, `
-        + `${T.percent(many.answer.communication_share, 0)} of it. ${one.q.machine !== many.q.machine ? "" : batch
-          ? `The least batch at which ${state.tp} GPUs are predicted faster is ${T.number(batch)}.`
-          : "They are predicted faster at no batch up to 4,096."}`));
+      lines.push(
+        h(
+          "p",
+          {},
+          seen[0] && seen[1] ? `${model}${T.number(times)} times` : [h("strong", {}, model + verdict(times))],
+          `${close ? " (no difference, within its error)" : ""}${seen[0] && seen[1] ? ": " : " "}${T.us(one.answer.us)} on one, ` +
+            `${T.us(many.answer.us)} on ${state.tp}. Splitting takes ${T.us(saved + lost)} off the work of a rank; ` +
+            `${T.times(T.sum(Object.values(many.answer.collectives)), "collective")} ` +
+            `(${[...new Set(Object.values(many.answer.paths))].join(", ")}) put ${T.us(lost)} back, ` +
+            `${T.percent(many.answer.communication_share, 0)} of it. ${
+              one.q.machine !== many.q.machine
+                ? ""
+                : batch
+                  ? `The least batch at which ${state.tp} GPUs are predicted faster is ${T.number(batch)}.`
+                  : "They are predicted faster at no batch up to 4,096."
+            }`,
+        ),
+      );
     } else lines.push(h("p", {}, h("strong", {}, `A ${what} takes ${T.us(many.answer.us)} on one GPU.`)));
     const outside = [...new Set([...many.outside, ...(state.tp > 1 ? one.outside : [])])];
     if (known && outside.length) {
-      lines.push(h("p", { class: "tpx-warning" }, h("strong", {}, "Outside what was fitted: "), `${outside.join("; ")}. `
-        + "The bars are grey: nobody has measured here."));
+      lines.push(
+        h(
+          "p",
+          { class: "tpx-warning" },
+          h("strong", {}, "Outside what was fitted: "),
+          `${outside.join("; ")}. ` + "The bars are grey: nobody has measured here.",
+        ),
+      );
     }
-    return { figure: [state.tp > 1 ? bars(one, many, state, width) : bars(one, one, state, width),
-      T.legend(PARTS.map((p) => [COLOURS[p], { weights: "reading weights", cache: "reading the cache",
-        kernels: "kernels: launches and arithmetic", collectives: "collectives" }[p]])),
-      state.tp > 1 ? speedups(state, width) : null, h("p", { class: "tpx-caption" }, `Fitted to and recorded on ${label}`
-        + `${known ? `, rung ${many.answer.rung}` : ""}.`)], answer: lines };
+    return {
+      figure: [
+        state.tp > 1 ? bars(one, many, state, width) : bars(one, one, state, width),
+        T.legend(
+          PARTS.map((p) => [
+            COLOURS[p],
+            {
+              weights: "reading weights",
+              cache: "reading the cache",
+              kernels: "kernels: launches and arithmetic",
+              collectives: "collectives",
+            }[p],
+          ]),
+        ),
+        state.tp > 1 ? speedups(state, width) : null,
+        h(
+          "p",
+          { class: "tpx-caption" },
+          `Fitted to and recorded on ${label}` + `${known ? `, rung ${many.answer.rung}` : ""}.`,
+        ),
+      ],
+      answer: lines,
+    };
   }
 
   const paths = ["push", "one_shot", "two_shot", "nccl"];
-  const panel = T.panel(root, { title: "Cost dial: what a step costs, and does a second GPU pay?", draw,
-    changed: (s, key) => { if (key === "phase") s.tokens = s.phase === "decode" ? 192 : 128; }, controls: [
-      { key: "gpt2", kind: "choice", label: "Model", options: Object.keys(T.data.family).filter((n) => n !== "gpt2-test")
-        .map((n) => [n, n]) },
-      { key: "phase", kind: "radio", label: "What", options: [["decode", "decode step"], ["prefill", "prefill"]] },
-      { key: "tp", kind: "radio", label: "GPUs", options: [1, 2, 4, 8].map((n) => [n, String(n)]) },
-      { key: "batch", kind: "slide", label: "Batch", values: BATCHES },
-      { key: "tokens", kind: "slide", label: "Tokens a sequence", values: [64, 128, 192, 256, 384, 512, 704, 768, 864, 1000],
-        format: (n) => T.number(n) },
-      { key: "path", kind: "choice", label: "All-reduce", options: [["", "the fastest measured"], ...paths.map((p) => [p, p])],
-        hidden: (s) => s.tp === 1 || s.link !== "" },
-      { key: "link", kind: "choice", label: "Link", options: Object.entries(LINKS), hidden: (s) => s.tp === 1 },
-    ] }, { gpt2: "gpt2", phase: "decode", tp: 2, batch: 1, tokens: 192, path: "", link: "", ...initial });
+  const panel = T.panel(
+    root,
+    {
+      title: "Cost dial: what a step costs, and does a second GPU pay?",
+      draw,
+      changed: (s, key) => {
+        if (key === "phase") s.tokens = s.phase === "decode" ? 192 : 128;
+      },
+      controls: [
+        {
+          key: "gpt2",
+          kind: "choice",
+          label: "Model",
+          options: Object.keys(T.data.family)
+            .filter((n) => n !== "gpt2-test")
+            .map((n) => [n, n]),
+        },
+        {
+          key: "phase",
+          kind: "radio",
+          label: "What",
+          options: [
+            ["decode", "decode step"],
+            ["prefill", "prefill"],
+          ],
+        },
+        { key: "tp", kind: "radio", label: "GPUs", options: [1, 2, 4, 8].map((n) => [n, String(n)]) },
+        { key: "batch", kind: "slide", label: "Batch", values: BATCHES },
+        {
+          key: "tokens",
+          kind: "slide",
+          label: "Tokens a sequence",
+          values: [64, 128, 192, 256, 384, 512, 704, 768, 864, 1000],
+          format: (n) => T.number(n),
+        },
+        {
+          key: "path",
+          kind: "choice",
+          label: "All-reduce",
+          options: [["", "the fastest measured"], ...paths.map((p) => [p, p])],
+          hidden: (s) => s.tp === 1 || s.link !== "",
+        },
+        { key: "link", kind: "choice", label: "Link", options: Object.entries(LINKS), hidden: (s) => s.tp === 1 },
+      ],
+    },
+    { gpt2: "gpt2", phase: "decode", tp: 2, batch: 1, tokens: 192, path: "", link: "", ...initial },
+  );
   if (live) live.attach(panel, (s) => ({ ...queryOf(s), sum: s.link ? null : s.path || "auto", link: s.link }));
   return panel;
 };

@@ -4,7 +4,13 @@ tpgpt2.live = function (model) {
   let hear = null;
 
   // point(state) is what is measured, or null; receive(state, found) puts the result into the state
-  function attach(panel, point, receive = (state, found) => { state.dots = [...(state.dots || []), ...found.dots]; }) {
+  function attach(
+    panel,
+    point,
+    receive = (state, found) => {
+      state.dots = [...(state.dots || []), ...found.dots];
+    },
+  ) {
     const line = h("span", { class: "tpx-caption", role: "status" });
     const button = h("button", { type: "button", class: "tpx-measure", onclick: press }, "Measure here");
     let running = false;
@@ -44,8 +50,11 @@ tpgpt2.live = function (model) {
     model.on("msg:custom", hear);
   }
 
-  return { attach, close() {
-    if (hear) model.off("msg:custom", hear);
-    model.send({ ask: "stop" });
-  } };
+  return {
+    attach,
+    close() {
+      if (hear) model.off("msg:custom", hear);
+      model.send({ ask: "stop" });
+    },
+  };
 };
