@@ -21,7 +21,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tpgpt2_ref"
-HREF = re.compile(r' href="(?!https?:|data:|#)([^"#]+\.(?:py|md|ipynb))(#[^"]*)?"')
+HREF = re.compile(r' (?:xlink:)?href="(?!https?:|data:|#)([^"#]+\.(?:py|md|ipynb))(#[^"]*)?"(?: target="_blank")?')
 logger = logging.getLogger(__name__)
 
 

@@ -79,13 +79,19 @@ def line(x0: float, y0: float, x1: float, y1: float, colour: str = "line", thick
 
 
 def link(href: str, label: str, inside: str) -> str:
-    """A part of the picture that leads somewhere; `label` is what is read aloud and shown on hover."""
-    return f'<a href="{escape(href)}" aria-label="{escape(label)}"><title>{escape(label)}</title>{inside}</a>'
+    """A part of the picture that leads somewhere; `label` is what is read aloud and shown on hover.
+
+    JupyterLab fails on an SVG link with a plain `href`, which it wants to set. It leaves `xlink:href` to the browser,
+    for which a path from the chapter leads to the file in JupyterLab as well. The built page makes plain links of them.
+    """
+    label = escape(label)
+    return f'<a xlink:href="{escape(href)}" target="_blank" aria-label="{label}"><title>{label}</title>{inside}</a>'
 
 
 def svg(w: float, h: float, inside: str, title: str, desc: str, key: str, name: str = "") -> str:
     """A whole picture with its title and description."""
-    return (f'<svg class="{name}" viewBox="0 0 {w:g} {h:.6g}" xmlns="http://www.w3.org/2000/svg" role="group" '
+    return (f'<svg class="{name}" viewBox="0 0 {w:g} {h:.6g}" xmlns="http://www.w3.org/2000/svg" '
+            f'xmlns:xlink="http://www.w3.org/1999/xlink" role="group" '
             f'aria-labelledby="{key}-t" aria-describedby="{key}-d" style="max-width:{w:g}px"><title id="{key}-t">'
             f'{escape(title)}</title><desc id="{key}-d">{escape(desc)}</desc>{inside}</svg>')
 
