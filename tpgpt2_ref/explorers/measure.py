@@ -92,6 +92,8 @@ class Measurement:
         except OSError:
             pass
         self.process.wait()
+        if threading.current_thread() is not self.thread:
+            self.thread.join(timeout=5)  # until nobody holds the other end of its pipes
 
     def _follow(self) -> None:
         out: list[str] = []
