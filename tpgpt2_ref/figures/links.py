@@ -103,9 +103,9 @@ def two_hosts() -> None:
     ax.set(xscale="log", yscale="log", ylim=(100, None), xlabel="bytes of one rank's input", ylabel="µs a call",
            title=f"About {floor:.0f} µs up to 64 KiB at best; then the cable: {top:.3f} of 0.125 GB/s")
     ax.legend()
-    show(figure, "Time of gloo's all-reduce against bytes, over the loopback and over a cable of 0.125 GB/s one way; line: "
-         f"the fastest tenth, band: up to the slowest. The cable's line is flat near {floor:.0f} microseconds up to 64 "
-         "KiB and then follows the cable's limit, of which it reaches {top:.3f} GB/s. The band is wide on the left.")
+    show(figure, "Time of gloo's all-reduce against bytes, over the loopback and over a cable of 0.125 GB/s one way; "
+         "line: the fastest tenth, band: up to the slowest. The cable's line is flat near "
+         f"{floor:.0f} microseconds up to 64 KiB, then follows the cable's limit, of which it reaches {top:.3f} GB/s.")
     rows.note(rows.recorded_on(run) + " Line: the fastest tenth of 30 samples; band: up to the slowest. Two ranks, and "
               "the kernel that shapes the cable, share two cores, and small calls come in two groups, a quarter of a "
               "millisecond and one to four. Why is not known.")

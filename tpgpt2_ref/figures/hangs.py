@@ -1,0 +1,19 @@
+"""The page on hangs: how often ranks recovered from each fault of the campaign, and how soon they said why."""
+from __future__ import annotations
+
+from ..recorded import results
+from . import rows
+
+
+def faults() -> None:
+    """A row a fault, of every machine that ran the campaign: tries, recovered, seconds to the message."""
+    for run in results.recorded("faults"):
+        cell = [r for r in run.rows if r.get("group") == "cell"]
+        slow = max(cell, key=lambda r: r["message_s_worst"])
+        lines = [[r["fault"], f"{r['recovered']} of {r['tries']}", f"{r['message_s_median']:.1f}",
+                  f"{r['message_s_worst']:.1f}", f"{r['right_s_median']:.1f}"]
+                 for r in sorted(cell, key=lambda r: -r["message_s_worst"])[:10]]
+        rows.table(["fault in a cell", "recovered", "message after, s", "worst", "right ranks, s later"], lines,
+                   f"The ten of {len(cell)} faults that took longest to be told (worst: {slow['fault']}); "
+                   f"{sum(r['recovered'] for r in run.rows)} of {sum(r['tries'] for r in run.rows)} tries of all "
+                   f"{len(run.rows)} kinds recovered. " + rows.recorded_on(run))
