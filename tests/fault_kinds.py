@@ -310,7 +310,7 @@ def malformed(stage) -> str | None:
     shutil.copytree(ROOT / "tpgpt2_ref/checkpoints/tiny", place)
     victim = rng.choice([p for p in place.iterdir() if p.is_file()])
     _spoil(victim, rng)
-    argv = rng.choice([["generate", "--prompt", "Return"],
+    argv = rng.choice([["generate", "--prompt", "Return", "--max-new-tokens", "2"],
                        ["logits", "--prompt-ids", "1,2", "--out", str(place / "o.npy")]])
     begin = time.monotonic()
     try:

@@ -72,7 +72,7 @@ class GPT2Config:
             if (value := raw.get(key, values[0])) not in values:
                 raise UserError(f"{path}: {key}={shown(value)}; this package runs GPT-2, where it is {values[0]!r}")
         for other, name in OTHER_NAMES.items():
-            if raw.get(other, value := raw.get(name)) != value:
+            if other in raw and raw[other] != (value := raw.get(name)):
                 raise UserError(f"{path}: {other}={shown(raw[other])}, but {name}={shown(value)}: write {name} alone")
         missing = {"n_layer", "n_head", "n_embd", "vocab_size"} - raw.keys()
         if missing:
