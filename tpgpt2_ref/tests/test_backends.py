@@ -157,7 +157,6 @@ def test_greedy_text_is_the_same_through_every_backend():
     assert len(texts) >= 4 and all(t == texts["NAIVE"] for t in texts.values()), texts
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["NAIVE", "SDPA", "FLEX_ATTENTION"])
 def test_on_a_cpu(name):
     for new, cached in BY_HAND:

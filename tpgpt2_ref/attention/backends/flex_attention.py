@@ -8,6 +8,7 @@ Without a GPU it runs uncompiled, over packed keys in decode too: slow, and righ
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -46,9 +47,16 @@ class FlexAttention(AttentionBackend):
         if packed is not None:
             k, v = gather(kv_cache, packed)
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, tokens, d)
-        flex = self.prefill if q.is_cuda else flex_attention
+        flex = self.prefill if q.is_cuda else uncompiled
         out = flex(q, k, v, block_mask=mask, scale=self.scale, kernel_options=self.options)
         return out[0].transpose(0, 1)
+
+
+def uncompiled(*args, **kwargs) -> torch.Tensor:
+    """flex_attention as it is, without PyTorch's word that a kernel would be faster: without a GPU there is none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        return flex_attention(*args, **kwargs)
 
 
 def compiled(**options) -> Callable[..., torch.Tensor]:
