@@ -36,7 +36,7 @@ CATALOGUE = (
     Entry("pick-backend", "backend_selection", "nothing", "Pick the kernel for a T4, heads of 80, fp32"),
     Entry("qkv-slice", "qkv_split", "torch", "Cut the fused QKV matrix"),
     Entry("odd-heads", "qkv_split", "nothing", "Deal 25 heads to 2 ranks"),
-    Entry("vocab-lookup", "qkv_split", "ranks", "Look a token up in a vocabulary that is cut"),
+    Entry("vocab-lookup", "why_split", "ranks", "Look a token up in a vocabulary that is cut"),
     Entry("all-gather", "collectives", "ranks", "An all-gather out of sends"),
     Entry("ring-all-reduce", "collectives", "ranks", "A ring all-reduce out of sends"),
     Entry("one-shot", "push", "ranks", "A one-shot all-reduce in shared memory"),
