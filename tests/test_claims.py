@@ -229,7 +229,9 @@ def ledger_page():
 
 def test_the_page_has_each_claim_once_with_its_links(ledger_page):
     html = ledger_page.page(CLAIMS, {57: "a machine", 27: ""})
-    assert re.findall(r'<tr id="claim-(\d+)"', html) == [str(c.id) for c in CLAIMS]
+    rows = re.findall(r'<tr id="claim-(\d+)" data-diagram="(\w+)"', html)
+    assert sorted(rows) == sorted((str(c.id), str(c.diagram)) for c in CLAIMS)
+    assert [diagram for _, diagram in rows] == sorted(diagram for _, diagram in rows)  # the cost table comes last
     assert "Measured on a machine." in html and 'href="qkv_split.html#judged-27"' in html
     assert 'href="qkv_split.html">' in html  # a claim that its chapter does not judge: no place to lead to
     assert "https://github.com/vllm-project/vllm/blob/v0.11.0/vllm/model_executor/models/gpt2.py#L99" in html
@@ -250,10 +252,11 @@ function choose(name, value) {{
   document.querySelector("pre").append(rows + " " + document.querySelector(".ledger-count").textContent + "\\n");
 }}
 choose("verdict", "wrong"); choose("diagram", "2"); choose("kind", "cited"); choose("verdict", "");
+choose("verdict", "outdated");
 </script>""")
     dom = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'p'}",
                           "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120).stdout
-    said = re.search(r"<pre>(.*?)</pre>", dom, re.S)[1].split("\n")[:4]
+    *said, nothing = re.search(r"<pre>(.*?)</pre>", dom, re.S)[1].strip().split("\n")
 
     def left(**wanted):
         rows = [c for c in CLAIMS if all(str(getattr(c, k)) == v for k, v in wanted.items())]
@@ -263,6 +266,7 @@ choose("verdict", "wrong"); choose("diagram", "2"); choose("kind", "cited"); cho
 
     assert said == [left(verdict="wrong"), left(verdict="wrong", diagram="2"),
                     left(verdict="wrong", diagram="2", kind="cited"), left(diagram="2", kind="cited")]
+    assert nothing == "0 No claim matches: show all" and '<button type="button">show all</button>' in dom
     assert '<form class="ledger-filter">' in dom
 
 

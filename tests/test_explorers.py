@@ -265,6 +265,48 @@ def test_why_xl_pays_at_two_gpus_and_small_does_not(page):
     assert of(page, "cost").locator("circle.tpx-recorded").count() >= 4
 
 
+def test_the_cost_dials_model_contradicts_no_recorded_run_silently(page):
+    """Where the model's least batch that pays has a slower recorded one above it, the answer says so."""
+    for model in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        said = choose(page, "cost", Model=model)
+        slow = [int(x) for x in of(page, "cost").locator("circle.tpx-recorded title").evaluate_all(
+            r"""found => found.map((e) => e.textContent.match(/batch (\d+): ([\d.]+) times/))
+                .filter((m) => m && m[2] < 1).map((m) => m[1])""")]
+        if least := re.search(r"The least batch at which .* is ([\d,]+)\.", said):
+            assert not [batch for batch in slow if batch >= int(least[1].replace(",", ""))]
+        elif after := re.search(r"faster from batch (\d+) on; recorded at (.*) they are not", said):
+            told = [int(b) for b in re.findall(r"batch (\d+)", after[2])]
+            assert told == [batch for batch in slow if batch >= int(after[1])]
+        else:
+            assert "at no batch up to 4,096" in said
+    one = choose(page, "cost", GPUs="1")
+    assert re.match(r"Recorded: a step took [\d,]+ µs on 1 GPU\.\s+The model says [\d,]+ µs, \d+ % off\.", one)
+    assert re.search(r"± \d+ % in the median, \d+ % at worst", of(page, "cost").inner_text())
+
+
+def test_names_beside_the_recorded_lines_stand_apart(page):
+    for world in (0, 2):
+        choose(page, "collective", Ranks=world)
+        boxes = of(page, "collective").locator("svg").last.locator("text").evaluate_all(
+            """all => all.filter((e) => ['NCCL', 'one-shot', 'two-shot', 'push'].includes(e.textContent))
+                .map((e) => e.getBoundingClientRect()).map((b) => [b.left, b.right, b.top + 2, b.bottom - 2])""")
+        assert len(boxes) >= 3
+        assert not [1 for i, a in enumerate(boxes) for b in boxes[:i]
+                    if a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]]
+
+
+def test_a_predictions_reason_shows_with_its_answer(opened):
+    page = opened()
+    assert "<p>A &lt; B.</p>" in static.html("prediction", {**ASKED, "why": "A < B."})
+    page.evaluate("""(asked) => { const e = document.querySelector('[data-explorer="prediction"]');
+        e.dataset.initial = JSON.stringify(asked); delete e.dataset.alive; tpgpt2.mount(e); }""",
+                  {**ASKED, "why": "A < B."})
+    assert "A < B." not in of(page, "prediction").inner_text()
+    of(page, "prediction").get_by_label("How many?").fill("14")
+    page.keyboard.press("Enter")
+    assert "A < B." in of(page, "prediction").inner_text()
+
+
 def test_the_cost_dial_says_where_nobody_measured(page):
     assert of(page, "cost").locator("rect.tpx-greyed").count() == 0
     assert "Outside what was fitted: batch 512" in choose(page, "cost", Batch=9)

@@ -4,6 +4,7 @@ serious for axe-core, in light and in dark.
 
 `tests/vendor/axe` is axe-core 4.14.1 (MPL-2.0, its license is beside it).
 """
+import importlib.util
 import os
 import re
 import shutil
@@ -247,3 +248,19 @@ def test_words_of_a_diagram_stay_in_their_box_and_can_be_read(html, visit, size)
           if (parseFloat(getComputedStyle(text).fontSize) * scale < 9) bad.push('small: ' + text.textContent);
         } } return bad; }""")
     assert not out
+
+
+def test_a_word_of_two_meanings_gets_the_right_one_or_none():
+    """SM 9.0 is a compute capability; Linux and Jupyter have kernels too; to rank is a verb; a page is the reader's."""
+    spec = importlib.util.spec_from_file_location("first_uses", BOOK / "_ext" / "first_uses.py")
+    first_uses = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(first_uses)
+    find = first_uses.pattern(("SM", "kernel", "rank", "page"))
+
+    def meant(said):
+        return [first_uses.meant((m[1] or m[2].lower()), said, m.start(), m.end()) for m in find.finditer(said)]
+
+    assert meant("on SM 9.0 a kernel has 132 SMs") == ["compute capability", "kernel", "SM"]
+    assert meant("the kernel that shapes the cable, or a Jupyter kernel") == [None, None]
+    assert meant("words rank them; each rank has its shard") == [None, "rank"]
+    assert meant("this page; pages of 16 tokens and a page table") == [None, "page", "page"]

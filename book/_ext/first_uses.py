@@ -1,7 +1,8 @@
 """The first use of each glossary term on a page links to its definition and shows it: on hover, and on keyboard focus.
 
 Authors write plain words. A term is found as a whole word, with or without an s; one with a capital in it only as it is
-written. Headings, code, formulas, links, captions and outputs of cells are left alone.
+written. A word that also means something else is told by the words around it (`meant`). Headings, code, formulas, links,
+captions and outputs of cells are left alone.
 """
 import re
 
@@ -12,6 +13,25 @@ GLOSSARY = "glossary"
 LEFT_ALONE = (nodes.title, nodes.literal, nodes.literal_block, nodes.reference, nodes.math, nodes.math_block, nodes.raw,
               nodes.caption, nodes.rubric, nodes.target, nodes.term, nodes.thead, nodes.citation, nodes.strong,
               addnodes.pending_xref, addnodes.download_reference)
+
+CAPABILITY = "compute capability"
+OTHERWISE = {  # term: what stands around the word where it means something else: before it, after it
+    "kernel": (re.compile(r"(?:Jupyter|IPython|Linux|notebook|environment's|need no|without a|speed the) $"),
+               re.compile(r" that shapes")),
+    "rank": (None, re.compile(r" (?:them|it|by|these|those)\b")),
+}
+ONLY = {"page": re.compile(r" (?:table|size|of (?:\d|the cache|memory))")}  # term: what must follow the word
+
+
+def meant(term: str, said: str, start: int, end: int) -> str | None:
+    """The term that a found word means, by the words around it; None: none of the glossary's."""
+    before, after = said[:start].replace("\n", " "), said[end:].replace("\n", " ")
+    if term == "SM" and re.match(r"\s(?:\d|capability)", after):
+        return CAPABILITY
+    if term in ONLY and not ONLY[term].match(after):
+        return None
+    left, right = OTHERWISE.get(term, (None, None))
+    return None if left and left.search(before) or right and right.match(after) else term
 
 
 def definitions(env) -> dict[str, tuple[str, str]]:
@@ -48,6 +68,7 @@ def mark(app, doctree, docname):
         said = text.astext()
         for match in find.finditer(said):
             term = match[1] or names[match[2].lower()]
+            term = meant(term, said, match.start(), match.end())
             if term not in left:
                 continue
             place, meaning = left.pop(term)

@@ -38,7 +38,8 @@ class Ledger(SphinxDirective):
 
 
 def page(claims, machines) -> str:
-    """The filter, the count and the table."""
+    """The filter, the count and the table, diagram by diagram."""
+    claims = sorted(claims, key=lambda claim: CHOICES["diagram"].index(str(claim.diagram)))
     rows = "".join(row(claim, machines.get(claim.id)) for claim in claims)
     counts = Counter(claim.verdict for claim in claims)
     summary = ", ".join(f"{counts[v]} {v}" for v in VERDICTS)

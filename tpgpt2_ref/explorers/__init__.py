@@ -19,10 +19,13 @@ def explorer(name: str, **initial) -> None:
     display(Explorer(name, initial))
 
 
-def predict(key: str, question: str, unit: str = "", answer: float = 0, tolerance: float = 0.1) -> None:
+def predict(key: str, question: str, unit: str = "", answer: float = 0, tolerance: float = 0.1,
+            why: str = "") -> None:
     """Ask for a number before the answer is shown; the reader's is kept in the browser under `key`.
 
     answer     computed in the cell, never typed
     tolerance  a share of the answer: 0.1 takes what is within 10 % of it
+    why        one sentence, shown with the answer
     """
-    explorer("prediction", key=key, question=question, unit=unit, answer=float(answer), tolerance=float(tolerance))
+    explorer("prediction", key=key, question=question, unit=unit, answer=float(answer), tolerance=float(tolerance),
+             **({"why": why} if why else {}))

@@ -109,8 +109,9 @@ def prediction_figure(initial: dict) -> str:
     if "ask" in initial:  # [kind, query, field]: the answer is computed
         kind, query, field = initial["ask"]
         initial = {**initial, "answer": {"collective": collective, "heads": heads}[kind](query)[field]}
+    why = f"<p>{escape(initial['why'])}</p>" if initial.get("why") else ""
     return (f"<p><strong>{escape(str(initial.get('question', '')))}</strong></p><details><summary>The answer</summary>"
-            f"{escape(format(initial.get('answer', 0), ',g'))}{escape(unit)}</details>")
+            f"{escape(format(initial.get('answer', 0), ',g'))}{escape(unit)}{why}</details>")
 
 
 def score_figure(initial: dict) -> str:

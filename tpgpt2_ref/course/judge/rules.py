@@ -67,9 +67,10 @@ def who_gets_fa2() -> dict:
     return {f"SM {sm / 10:.1f}": sm in (80, 89) for sm in GPUS if flash_version_on(sm) == 2}
 
 
-def backends_of_flash() -> int:
+def backends_of_flash() -> dict:
     """How many backends FlashAttention 2 and 3 are, to vLLM's choice."""
-    return len({select_as(THEN, capability=sm)["backend"] for sm in GPUS if flash_version_on(sm) in (2, 3)})
+    found = {select_as(THEN, capability=sm)["backend"] for sm in GPUS if flash_version_on(sm) in (2, 3)}
+    return {"backends to choose between": len(found)}
 
 
 def chosen(version: str = THEN, platform: str = "cuda", but: tuple[int, ...] = ()) -> list[str]:

@@ -78,8 +78,9 @@
   function ask(q, answered = T.step) {
     try {
       const answer = answered(q),
-        parts = T.costParts(q);
-      return { q, answer, parts, outside: T.outside(q, answer), band: parts ? parts.fit.heldout_median_error : null };
+        parts = T.costParts(q),
+        { heldout_median_error: typical, heldout_worst_error: band } = parts ? parts.fit : {};
+      return { q, answer, parts, outside: T.outside(q, answer), typical, band };
     } catch (e) {
       if (!(e instanceof T.UserError)) throw e;
       return { q, error: e.message, outside: [e.message], answer: { us: null } };

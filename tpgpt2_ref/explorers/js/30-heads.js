@@ -28,7 +28,7 @@ tpgpt2.explorers.heads = function (root, initial) {
           svg(
             "rect",
             { x: x(start), y, width: x(stop) - x(start), height: row, fill: T.rankColour(rank.rank) },
-            svg("title", {}, `rank ${rank.rank}: columns ${start} to ${stop} of ${name}`),
+            svg("title", {}, `rank ${rank.rank}: columns ${start} to ${stop - 1} of ${name}`),
           ),
         );
         if (x(stop) - x(start) > 12) {
@@ -137,9 +137,11 @@ tpgpt2.explorers.heads = function (root, initial) {
           "p",
           {},
           `Widths on a rank: q, k and v ${found.q_width} each, c_attn's output ${T.number(found.qkv_width)}.`,
+          drawn,
           tp === 2
-            ? [drawn, `, half of what a rank really holds: 3D/2 in three pieces is D/2 each.`]
-            : [drawn, ", for two ranks."],
+            ? `: ${T.number(found.diagram_width / found.q_width, 2)} times what a rank really holds, ` +
+              `${found.heads_a_rank} heads of ${found.head_size} in each of q, k and v.`
+            : ", for two ranks.",
         ),
       ];
     }

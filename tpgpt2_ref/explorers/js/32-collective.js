@@ -141,6 +141,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
       },
       y: { label: "µs a call", min: 1, max: Math.max(10000, ...all) * 1.2, log: true },
     });
+    const names = [];
     for (const [algorithm, path] of Object.entries(PATHS)) {
       const mine = rows.filter((r) => r.path === path),
         on = algorithm === state.algorithm;
@@ -159,12 +160,17 @@ tpgpt2.explorers.collective = function (root, initial, live) {
             `${path}, ${T.bytes(r.bytes)}: ${T.us(r.us_median)}`,
           ),
         );
-      plot.text(mine[0].bytes, mine[0].us_median, path === "nccl" ? "NCCL" : NAMES[algorithm], {
-        dx: 4,
-        dy: algorithm === "one_shot" ? 13 : -5,
-        class: on ? "tpx-small tpx-strong" : "tpx-small",
-      });
+      names.push({ y: plot.y(mine[0].us_median) - 5, at: mine[0], on, words: path === "nccl" ? "NCCL" : NAMES[algorithm] });
     }
+    names.sort((a, b) => a.y - b.y);
+    names.forEach((name, i) => {
+      if (i) name.y = Math.max(name.y, names[i - 1].y + 13); // a line of text apart
+      plot.text(name.at.bytes, name.at.us_median, name.words, {
+        dx: 4,
+        dy: name.y - plot.y(name.at.us_median),
+        class: `tpx-small tpx-named ${name.on ? "tpx-strong" : ""}`,
+      });
+    });
     plot.line(
       [
         [bytes, 1],
@@ -218,7 +224,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
           "bytes out of a rank",
           T.number(out, 0),
           `${
-            { ring: "2(n−1)/n", two_shot: "2(n−1)/n", one_shot: "n−1", push: "n−1" }[state.algorithm]
+            { ring: "2(n−1)/n", two_shot: "2(n−1)/n", one_shot: "(n−1)", push: "(n−1)" }[state.algorithm]
           } · S = ${share} S = ${T.number(said.bytes_out, 0)}`,
         ],
       ],

@@ -90,11 +90,9 @@ tpgpt2.explorers.roofline = function (root, initial, live) {
       });
     }
     if (copy && sheet) plot.line(slope(copy).slice(0, 2), { class: "tpx-roof" });
-    const columns = new Map(); // rows of nearly the same intensity stand side by side
+    const letters = width >= 480 || state.batch !== "all"; // on a phone those of all batches would overlap
     rows.forEach((r, i) => {
-      const key = Math.round(plot.x(r.intensity) / 16),
-        place = names.indexOf(r.backend) - (names.length - 1) / 2;
-      columns.set(key, true);
+      const place = names.indexOf(r.backend) - (names.length - 1) / 2;
       const spread = Math.min(9, width / 75),
         cx = plot.x(r.intensity) + place * spread,
         on = i === state.at;
@@ -108,7 +106,7 @@ tpgpt2.explorers.roofline = function (root, initial, live) {
           },
         },
         svg("circle", { cx, cy: plot.y(r.tflops), r: on ? 8 : 5.5 }),
-        svg("text", { x: cx, y: plot.y(r.tflops) + 3, "text-anchor": "middle" }, mark(r.backend)),
+        (letters || on) && svg("text", { x: cx, y: plot.y(r.tflops) + 3, "text-anchor": "middle" }, mark(r.backend)),
         svg("title", {}, `${r.backend}: ${inWords(r)}: ${T.us(r.us_median)}`),
       );
       plot.layer.append(dot);
@@ -127,7 +125,7 @@ tpgpt2.explorers.roofline = function (root, initial, live) {
           {},
           h("strong", {}, `${r.backend}${r.here ? " (here)" : ""}: ${T.us(r.us_median)} `),
           `(p10 to p90 ${T.number(r.us_p10, 1)} to ${T.number(r.us_p90, 1)}), ${inWords(r)}: ` +
-            `${T.number(r.intensity, 1)} operations a byte, ${T.number(r.tflops)} TFLOP/s, ${T.number(r.gb_per_s)} GB/s` +
+            `${T.times(Number(r.intensity.toFixed(1)), "operation")} a byte, ${T.number(r.tflops)} TFLOP/s, ${T.number(r.gb_per_s)} GB/s` +
             (limit === null
               ? "."
               : `: ${T.percent(r.tflops / limit, r.tflops / limit < 0.1 ? 1 : 0)} of what ${bound} allows.`),
@@ -152,8 +150,9 @@ tpgpt2.explorers.roofline = function (root, initial, live) {
         h(
           "p",
           { class: "tpx-caption" },
-          "A letter is a recorded row: click one, or step through " +
-            "them with the arrow keys. Rows of one shape stand side by side. Solid slope: memory as a copy was measured" +
+          `${letters ? "A letter" : "A circle"} is a recorded row: click one, or step through them with the arrow keys. ` +
+            "Marks that would overlap are moved sideways; small batches lie low, because a kernel has a floor of some " +
+            "microseconds, whatever it does. Solid slope: memory as a copy was measured" +
             `${copy ? `, ${T.number(copy)} GB/s` : ""}; dashed: the data sheet${sheet ? `, ${T.number(sheet.gb_per_s)} GB/s` : ""}. ` +
             `Recorded: ${machine.attention.label}.`,
         ),

@@ -10,8 +10,17 @@ tpgpt2.explorers.cost = function (root, initial, live) {
     kernels: "var(--tp-computing)",
     collectives: "var(--tp-moving)",
   };
+  const NAMES = {
+    weights: "weights, fitted",
+    cache: "cache, fitted",
+    kernels: "a layer's fixed part and arithmetic, fitted",
+    collectives: "collectives",
+  };
   const LINKS = { "": "the GPUs' own (NVLink)", "host-memory": "host memory", sockets: "sockets" };
   const { queryOf, matching, ask, sameAsked } = T.dial;
+
+  // What a run may take whose prediction is off by the worst error: errors are shares of what was recorded
+  const between = ({ answer, band }) => [answer.us / (1 + band), answer.us / (1 - Math.min(band, 0.95))];
 
   function bars(one, many, state, width) {
     const left = 66,
@@ -26,7 +35,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
     );
     const most = Math.max(
       1,
-      ...[one, many].map((f) => (f.answer.us || 0) * (1 + (f.band || 0))),
+      ...[one, many].map((f) => (f.parts ? between(f)[1] : f.answer.us || 0)),
       ...dots.flat().map((r) => r.us),
     );
     const x = (us) => left + (us / (most * 1.05)) * (width - left - right),
@@ -55,7 +64,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
               fill: COLOURS[part],
               class: f.outside.length ? "tpx-greyed" : "",
             },
-            svg("title", {}, `${part}: ${T.us(us)}`),
+            svg("title", {}, `${NAMES[part]}: ${T.us(us)}`),
           ),
         );
         if (x(at + us) - x(at) > 40) {
@@ -69,9 +78,9 @@ tpgpt2.explorers.cost = function (root, initial, live) {
         }
         at += us;
       }
-      const low = x(at * (1 - f.band)),
-        high = x(at * (1 + f.band)),
-        middle = y + row + 6;
+      const [low, high] = between(f).map(x),
+        middle = y + row + 6,
+        said = `${T.us(at)} predicted ± ${T.percent(f.typical, 0)} in the median, ${T.percent(f.band, 0)} at worst`;
       shapes.push(
         svg("path", {
           d: `M${low},${middle - 3}v6M${low},${middle}H${high}M${high},${middle - 3}v6`,
@@ -79,8 +88,13 @@ tpgpt2.explorers.cost = function (root, initial, live) {
         }),
         svg(
           "text",
-          { x: Math.min(x(at), width - 4), y: y + row + 20, "text-anchor": "end", class: "tpx-small" },
-          `${T.us(at)} predicted ± ${T.percent(f.band, 0)}`,
+          {
+            x: Math.max(Math.min(x(at), width - 4), 5.8 * said.length),
+            y: y + row + 20,
+            "text-anchor": "end",
+            class: "tpx-small",
+          },
+          said,
         ),
       );
       dots[i].forEach((r) =>
@@ -108,6 +122,40 @@ tpgpt2.explorers.cost = function (root, initial, live) {
     );
   }
 
+  // [{batch, times, sum}]: how many times as fast the recorded runs were on several GPUs as on one
+  function recordedTimes(one, many, state) {
+    if (state.link) return [];
+    const by = (f) => matching(f.q, f.answer.rung, state),
+      alone = by(one);
+    return by(many).flatMap((b) => {
+      const a = alone.find((r) => r.batch === b.batch);
+      return a ? [{ batch: b.batch, times: a.us / b.us, sum: b.sum }] : [];
+    });
+  }
+
+  // From which batch on more GPUs pay, by the model; and the recorded batches from there on at which they did not
+  function crossing(one, many, state) {
+    const { tp } = state,
+      batch = many.answer.crossover_batch;
+    if (one.q.machine !== many.q.machine) return "";
+    const recorded = recordedTimes(one, many, state);
+    if (!batch) {
+      const faster = recorded.filter((r) => r.times > 1);
+      return (
+        `The model predicts ${tp} GPUs faster at no batch up to 4,096` +
+        (faster.length ? `; recorded at ${inWords(faster)} they are.` : ".")
+      );
+    }
+    const slower = recorded.filter((r) => r.batch >= batch && r.times <= 1);
+    if (!slower.length) return `The least batch at which ${tp} GPUs are predicted faster is ${T.number(batch)}.`;
+    return (
+      `The model predicts ${tp} GPUs faster from batch ${T.number(batch)} on; recorded at ${inWords(slower)} ` +
+      "they are not."
+    );
+  }
+
+  const inWords = (points) => points.map((r) => `batch ${r.batch} (${T.number(r.times)} times)`).join(", ");
+
   function speedups(state, width) {
     const found = BATCHES.map((batch) => [1, state.tp].map((tp) => ask(queryOf(state, tp, batch)))).filter(
       ([a, b]) => a.answer.us !== null && b.answer.us !== null,
@@ -119,15 +167,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       outside: a.outside.length > 0 || b.outside.length > 0,
       error: a.band + b.band,
     }));
-    const recorded = [];
-    if (!state.link) {
-      const [one, many] = found[0],
-        by = (f) => matching(f.q, f.answer.rung, state);
-      for (const b of by(many)) {
-        const a = by(one).find((r) => r.batch === b.batch);
-        if (a) recorded.push({ batch: b.batch, times: a.us / b.us, sum: b.sum });
-      }
-    }
+    const recorded = recordedTimes(...found[0], state);
     const most = Math.max(
       state.tp * 0.75,
       1.3,
@@ -184,7 +224,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       plot.node,
       T.legend([
         ["var(--tp-ink)", "recorded", "dot"],
-        ["var(--tp-right)", "predicted, and the error it " + "had on runs it was not fitted to", "line"],
+        ["var(--tp-right)", "predicted, and its worst error on runs it was not fitted to", "line"],
         ["var(--tp-missing)", "outside what was fitted", "line"],
       ]),
     ];
@@ -209,8 +249,7 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       const times = one.answer.us / many.answer.us,
         saved = one.answer.us - many.answer.us,
         lost = many.parts.collectives;
-      const close = Math.abs(times - 1) < one.band + many.band,
-        batch = many.answer.crossover_batch;
+      const close = Math.abs(times - 1) < one.band + many.band;
       const seen = [one, many].map((f) => matching(f.q, f.answer.rung, state).find((r) => r.batch === f.q.batch));
       const verdict = (t) =>
         `${state.tp} GPUs are ${T.number(t)} times as fast as one${t > 1 ? "" : ": they don't pay"}.`;
@@ -230,20 +269,24 @@ tpgpt2.explorers.cost = function (root, initial, live) {
           "p",
           {},
           seen[0] && seen[1] ? `${model}${T.number(times)} times` : [h("strong", {}, model + verdict(times))],
-          `${close ? " (no difference, within its error)" : ""}${seen[0] && seen[1] ? ": " : " "}${T.us(one.answer.us)} on one, ` +
+          `${close ? " (within its worst error that may be no difference)" : ""}${seen[0] && seen[1] ? ": " : " "}` +
+            `${T.us(one.answer.us)} on one, ` +
             `${T.us(many.answer.us)} on ${state.tp}. Splitting takes ${T.us(saved + lost)} off the work of a rank; ` +
             `${T.times(T.sum(Object.values(many.answer.collectives)), "collective")} ` +
             `(${[...new Set(Object.values(many.answer.paths))].join(", ")}) put ${T.us(lost)} back, ` +
-            `${T.percent(many.answer.communication_share, 0)} of it. ${
-              one.q.machine !== many.q.machine
-                ? ""
-                : batch
-                  ? `The least batch at which ${state.tp} GPUs are predicted faster is ${T.number(batch)}.`
-                  : "They are predicted faster at no batch up to 4,096."
-            }`,
+            `${T.percent(many.answer.communication_share, 0)} of it. ${crossing(one, many, state)}`,
         ),
       );
-    } else lines.push(h("p", {}, h("strong", {}, `A ${what} takes ${T.us(many.answer.us)} on one GPU.`)));
+    } else {
+      const seen = matching(many.q, many.answer.rung, state).find((r) => r.batch === many.q.batch),
+        on = T.times(state.tp, "GPU");
+      if (seen) {
+        lines.push(h("p", {}, h("strong", {}, `Recorded: a ${what} took ${T.us(seen.us)} on ${on}. `)));
+        lines.push(
+          h("p", {}, `The model says ${T.us(many.answer.us)}, ${T.percent(Math.abs(many.answer.us / seen.us - 1))} off.`),
+        );
+      } else lines.push(h("p", {}, h("strong", {}, `Predicted: a ${what} takes ${T.us(many.answer.us)} on ${on}.`)));
+    }
     const outside = [...new Set([...many.outside, ...(state.tp > 1 ? one.outside : [])])];
     if (known && outside.length) {
       lines.push(
@@ -259,15 +302,13 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       figure: [
         state.tp > 1 ? bars(one, many, state, width) : bars(one, one, state, width),
         T.legend(
-          PARTS.map((p) => [
-            COLOURS[p],
-            {
-              weights: "reading weights",
-              cache: "reading the cache",
-              kernels: "kernels: launches and arithmetic",
-              collectives: "collectives",
-            }[p],
-          ]),
+          PARTS.map((p) => [COLOURS[p], NAMES[p]]),
+        ),
+        h(
+          "p",
+          { class: "tpx-caption" },
+          "The parts are a fit: terms that grow together share the time between them, so no part alone is a " +
+            "measurement; the sum is. The line below a bar spans the fit's worst error on runs that it was not fitted to.",
         ),
         state.tp > 1 ? speedups(state, width) : null,
         h(

@@ -30,7 +30,7 @@
   T.isRight = (said, answer, tolerance) => Math.abs(said - answer) <= tolerance * (Math.abs(answer) || 1) * (1 + 1e-9);
 
   T.explorers.prediction = function (root, initial) {
-    const { key, question, unit = "", tolerance = 0.1, ask } = initial,
+    const { key, question, unit = "", why = "", tolerance = 0.1, ask } = initial,
       name = `tpx-${key}`;
     const answer = ask ? T[ask[0]](ask[1])[ask[2]] : initial.answer; // ["collective", query, "steps"]: computed here
     const say = (n) => `${T.number(n, Math.abs(n) < 10 ? 2 : Math.abs(n) < 100 ? 1 : 0)}${unit ? ` ${unit}` : ""}`;
@@ -125,6 +125,7 @@
           h("strong", { class: right ? "tpx-is-right" : "tpx-is-wrong" }, `${how}. `),
           `It is ${say(answer)}; you said ${say(mine.said)}, ${mine.sure ? "sure" : "guessing"}.`,
         ),
+        ...(why ? [h("p", {}, why)] : []),
       );
     }
 
