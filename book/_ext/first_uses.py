@@ -1,8 +1,8 @@
 """The first use of each glossary term on a page links to its definition and shows it: on hover, and on keyboard focus.
 
 Authors write plain words. A term is found as a whole word, with or without an s; one with a capital in it only as it is
-written. A word that also means something else is told by the words around it (`meant`). Headings, code, formulas, links,
-captions and outputs of cells are left alone.
+written. A word that also means something else is told by the words around it (`meant`). Headings, code, formulas,
+links, captions and outputs of cells are left alone.
 """
 import re
 
