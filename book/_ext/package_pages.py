@@ -52,7 +52,7 @@ class DiagramBoxes(SphinxDirective):
 def table(boxes: dict[str, str]) -> nodes.table:
     body = nodes.tbody("", *(row([nodes.Text(box)], [*link(target)]) for box, target in boxes.items()))
     group = nodes.tgroup("", nodes.colspec(colwidth=50), nodes.colspec(colwidth=50), body, cols=2)
-    return nodes.table("", group)
+    return nodes.table("", group, classes=["diagram-boxes"])
 
 
 def row(*cells) -> nodes.row:

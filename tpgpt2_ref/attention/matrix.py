@@ -53,6 +53,14 @@ class Support:
     def implemented(self) -> bool:
         return bool(self.qualname)
 
+    @property
+    def sm(self) -> str:
+        """Its compute capabilities in words: "9.0", "8.0 to 9.0", "8.0 and newer"; empty where any will do."""
+        if self.capabilities is None:
+            return ""
+        least, most = self.capabilities
+        return dotted(least) + ("" if most == least else " and newer" if most == ANY_SM else f" to {dotted(most)}")
+
     def reasons(self, platform: Platform, head_size: int, dtype: str, block_size: int, cache_dtype: str) -> list[str]:
         """Why it can't run there; empty if it can. Packages are not looked at: that takes an import."""
         if platform.kind not in self.platforms:
@@ -65,8 +73,7 @@ class Support:
         if platform.kind == "cuda" and self.capabilities is not None:
             least, most = self.capabilities
             if not least <= platform.capability <= most:
-                wanted = f"SM {dotted(least)}" + (f" to {dotted(most)}" if most != least else "")
-                found.append(f"compute capability {dotted(platform.capability)}: needs {wanted}")
+                found.append(f"compute capability {dotted(platform.capability)}: needs SM {self.sm}")
         if (platform.kind == "cuda" and dtype == "bfloat16" and self.bfloat16_from
                 and platform.capability < self.bfloat16_from):
             found.append(f"bfloat16 on compute capability {dotted(platform.capability)}: needs SM "

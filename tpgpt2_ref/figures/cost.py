@@ -23,7 +23,7 @@ def second_gpu() -> None:
     for ax, (name, us) in zip(axes, cases):
         for tp, colour in ((2, rows.BY_GPUS[2]), (4, rows.BY_GPUS[4])):
             found = [(i, us(m, 1) / us(m, tp)) for i, m in enumerate(rows.MODELS) if us(m, 1) and us(m, tp)]
-            ax.plot(*zip(*found), "o-", color=colour, label=f"{tp} GPUs")
+            ax.plot(*zip(*found), rows.GPU_MARKS[tp] + rows.GPU_DASHES[tp], color=colour, label=f"{tp} GPUs")
             gain |= {(name, rows.MODELS[i], tp): g for i, g in found}
         ax.axhline(1, color=GREY, linewidth=1)
         ax.set(xticks=range(len(rows.MODELS)), xticklabels=[rows.NAMES[m] for m in rows.MODELS], title=name,
@@ -31,8 +31,8 @@ def second_gpu() -> None:
     axes[0].set_ylabel("times one GPU's speed")
     axes[0].legend(loc="upper left")
     small, xl = (gain["decode, batch 1", m, 2] for m in ("gpt2", "gpt2-xl"))
-    figure.suptitle(f"A second GPU makes XL's step {xl:.2f} times as fast, and small's {small:.2f} times", x=0.02,
-                    ha="left", fontsize=12)
+    figure.suptitle(f"At batch 1 a second GPU makes XL's step {xl:.2f} times as fast, small's {small:.2f} times",
+                    x=0.02, ha="left", fontsize=12)
     show(figure, "Speed of two and four GPUs over one, by model, for decode at batch 1 and 64 and for prefill. "
          + "; ".join(f"{n}, {rows.NAMES[m]}, {tp} GPUs: {g:.2f}" for (n, m, tp), g in gain.items()) + ".")
     rows.note(rows.recorded_on(*(rows.run("decode", n) for n in (1, 2, 4)), rows.run("prefill", 2)) + " bf16, "
@@ -98,7 +98,7 @@ def predicted_against_recorded() -> None:
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(8, 3.4))
-    off = []
+    off, held = [], {}
     for gpus, colour in ((2, rows.BY_GPUS[2]), (4, rows.BY_GPUS[4])):
         run = rows.run("decode", gpus)
         known = rows.run("cost_model", gpus).rows
@@ -107,20 +107,24 @@ def predicted_against_recorded() -> None:
                 us = steps.forward(known, FAMILY[r["model"]], gpus, r["batch"], 1, r["prompt_len"] + 64, rung="+pdl",
                                    path="push")["us"]
                 off.append(us / r["us_per_step_median"] - 1)
-                ax.plot(r["us_per_step_median"], us, "o", color=colour)
-        held = max(f["heldout_worst_error"] for f in known if (f["op"], f["path"]) == ("decode", "+pdl"))
-        ax.plot([], [], "o", color=colour, label=f"{gpus} GPUs (worst held out: {held:.0%})")
+                ax.plot(r["us_per_step_median"], us, rows.GPU_MARKS[gpus], color=colour)
+        held[gpus] = max(f["heldout_worst_error"] for f in known if (f["op"], f["path"]) == ("decode", "+pdl"))
+        ax.plot([], [], rows.GPU_MARKS[gpus], color=colour, label=f"{gpus} GPUs")
     low, high = 100, 4000
     ax.plot([low, high], [low, high], color=GREY, linewidth=1)
     ax.fill_between([low, high], [low / 1.15, high / 1.15], [low * 1.15, high * 1.15], color=GREY, alpha=0.2)
     near = sum(abs(x) <= 0.15 for x in off)
     ax.set(xscale="log", yscale="log", xlabel="recorded, µs a decode step", ylabel="predicted",
-           title=f"{near} of {len(off)} decode steps lie within 15 % of the prediction (the band)")
+           title=f"{near} of {len(off)} decode steps lie within 15 % (the band); worst held-out errors of the "
+                 "fits: "
+                 + ", ".join(f"{100 * worst:.0f} % ({n} GPUs)" for n, worst in held.items()))
     ax.legend(loc="upper left")
     show(figure, f"Predicted against recorded decode step times of two and four GPUs. {near} of {len(off)} lie "
          f"within 15 percent; "
          f"the median deviation is {median(map(abs, off)):.1%}. Half of them were fitted.")
-    rows.note(rows.recorded_on(rows.run("decode", 2), rows.run("decode", 4)) + " Half of these steps were fitted.")
+    rows.note(rows.recorded_on(rows.run("decode", 2), rows.run("decode", 4)) + " Half of these steps were fitted; "
+              "the other half was held out. The worst errors are of all steps that a fit was judged on, more than are "
+              "drawn.")
 
 
 def shares() -> list[dict]:
@@ -152,9 +156,11 @@ def communication_share() -> None:
         if mine:
             said.append(f"{name}: {min(mine):.0f} to {max(mine):.0f} % of {len(mine)}")
     ax.axvspan(5, 15, color=GREY, alpha=0.35, linewidth=0)
-    inside = sum(0.05 <= r["communication_share"] <= 0.15 for r in found)
+    shares_of = {tp: [r["communication_share"] for r in found if r["tp"] == tp] for tp in (2, 4)}
+    inside = {tp: f"{sum(0.05 <= s <= 0.15 for s in of)} of {len(of)}" for tp, of in shares_of.items()}
     ax.set(yticks=range(len(groups)), yticklabels=[g[0] for g in groups], xlabel="communication, % of the step",
-           xlim=(0, 100), title=f"{inside} of {len(found)} recorded steps lie in the table's 5 to 15 % (grey)")
+           xlim=(0, 100),
+           title=f"In the table's 5 to 15 % (grey): of two GPUs {inside[2]} steps, of four {inside[4]}")
     ax.invert_yaxis()
     ax.legend(loc="upper right")
     show(figure, "Communication's share of each recorded step and prefill. " + "; ".join(said) + ".")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ..config import FAMILY
 from ..engine.ladder import LADDER
-from ..notebook.palette import GREY
+from ..notebook.palette import COLOURS, GREY
 from ..notebook.style import show
 from . import rows
 
@@ -32,7 +32,8 @@ def decode_by_tp() -> None:
         for tp, colour, shift in ((1, rows.BY_GPUS[1], -0.27), (2, rows.BY_GPUS[2], 0), (4, rows.BY_GPUS[4], 0.27)):
             us = [rows.step_us(model, tp, batch)[0] for model in rows.MODELS]
             places = [i + shift for i, t in enumerate(us) if t]
-            ax.bar(places, [t for t in us if t], 0.27, color=colour, label=f"{tp} GPU{'s' * (tp > 1)}")
+            ax.bar(places, [t for t in us if t], 0.27, color=colour, label=f"{tp} GPU{'s' * (tp > 1)}",
+                   hatch={4: "///"}.get(tp), edgecolor=COLOURS["ground"][0], linewidth=0)
         ax.set(xticks=range(len(rows.MODELS)), xticklabels=[rows.NAMES[m] for m in rows.MODELS], yscale="log",
                title=f"batch {batch}")
     axes[0].set_ylabel("µs a decode step")
@@ -71,7 +72,7 @@ def ladder(tp: int = 1) -> None:
     run = rows.run("decode", max(tp, 2))
     order = ["generate", *(rung.name for rung in LADDER)]
     figure, axes = plt.subplots(1, len(BATCHES), figsize=(9, 3.7), sharey=True)
-    best = {}
+    best, floors = {}, {}
     for ax, batch in zip(axes, BATCHES):
         mine = [r for r in run.rows if (r["tp"], r["model"], r["prompt_len"], r["batch"]) == (tp, "gpt2", 128, batch)
                 and r["rung"] in order and (tp == 1 or r["sum"] == "push")]
@@ -82,8 +83,8 @@ def ladder(tp: int = 1) -> None:
         for y, value in enumerate(values):
             ax.text(value, y, f" {value:,.0f}", va="center", fontsize=8)
         if tp == 1:
-            floor = step_bytes("gpt2", batch, 192) / copy_gb_per_s() / 1e3
-            ax.axvline(floor, color="#1f2328", linewidth=1, linestyle="--")
+            floors[batch] = step_bytes("gpt2", batch, 192) / copy_gb_per_s() / 1e3
+            ax.axvline(floors[batch], color=COLOURS["ink"][0], linewidth=1, linestyle="--")
         best[batch] = (mine[-1]["us_per_step_median"],
                        next(r["us_per_step_median"] for r in mine if r["rung"] == "eager"))
         ax.set(xscale="log", title=f"batch {batch}", xlabel="µs a step", xlim=(30, 60000))
@@ -93,7 +94,9 @@ def ladder(tp: int = 1) -> None:
                     "(dashed: the floor)", x=0.02, ha="left", fontsize=11)
     show(figure, "Bars of step times by rung of the ladder, logarithmic. " + "; ".join(
         f"batch {b}: eager {e:,.0f} microseconds, last rung {t:,.0f}" for b, (t, e) in best.items()) + ".")
-    rows.note(rows.recorded_on(run) + f" GPT-2 small, bf16, TP={tp}.")
+    far = ", ".join(f"{best[b][0] / floor:.1f} at batch {b}" for b, floor in floors.items())
+    rows.note(rows.recorded_on(run) + f" GPT-2 small, bf16, TP={tp}."
+              + (f" The last rung takes so many times the floor: {far}." if far else ""))
 
 
 def break_even() -> None:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from ..attention.matrix import MATRIX, listed
-from ..attention.platform import dotted
 from ..notebook.style import show
 from . import rows
 
@@ -11,11 +10,8 @@ def support_matrix() -> None:
     """One row a kernel: what it takes."""
     lines = []
     for name, row in MATRIX.items():
-        least, most = row.capabilities or ((0, 0), (99, 9))
-        sm = "any" if row.capabilities is None else dotted(least) + ("" if most == least else
-                                                                    " and newer" if most[0] > 20 else f" to "
-                                                                    f"{dotted(most)}")
-        lines.append([name, ", ".join(row.platforms), sm, "any" if row.head_sizes is None else listed(row.head_sizes),
+        lines.append([name, ", ".join(row.platforms), row.sm or "any",
+                      "any" if row.head_sizes is None else listed(row.head_sizes),
                       ", ".join(d.replace("float", "fp").replace("bfp", "bf") for d in row.dtypes),
                       "any" if row.block_step == 1 else f"multiples of {row.block_step}"])
     rows.table(["kernel", "platform", "SM", "head sizes", "dtypes", "page"], lines)
@@ -37,7 +33,7 @@ def error_budget() -> None:
     least = {d: min(r["error_vs_fp64"] for r in found if r["dtype"] == d) for d in worst}
     ax.set(xscale="log", yticks=range(len(names)), yticklabels=names, xlabel="error against fp64, ‖out − ref‖ / ‖ref‖",
            title="The format decides: " + ", ".join(f"{d} errs up to {e:.1e}" for d, e in sorted(worst.items())))
-    ax.legend(loc="center right")
+    figure.legend(loc="outside lower right", ncols=2)
     show(figure, "Error against fp64 by kernel, one dot a recorded case. " + "; ".join(
         f"{d} from {least[d]:.1e} to {worst[d]:.1e}" for d in sorted(worst)) + ".")
     rows.note(rows.recorded_on(run))

@@ -21,6 +21,8 @@ GUESSES = (
     ("prefill of 8 prompts of 1,000 tokens, wall clock", 3300, lambda: rows.prefill_us("gpt2", 1, 8, 1000)[0]),
 )
 
+FILL = {2: "full", 4: "none"}  # shades alone are too alike
+
 
 def lab_predictions() -> None:
     lines = [[what, f"{guess:,} µs", f"{us():,.1f} µs", "yes" if abs(us() / guess - 1) <= 0.2 else "no"]
@@ -30,10 +32,17 @@ def lab_predictions() -> None:
 
 def lab_tried() -> None:
     run = rows.run("decode_tried", 1)
-    lines = []
+    lines, whole, before = [], "", ""
     for r in run.rows:
+        same, _, change = r["what"].partition("; ")
+        if same != "the same":
+            whole = before = r["what"]
+        elif change:  # what was tried, with one thing changed
+            before = f"{whole}; {change}"
+        what = before if before == r["what"] else f"again: {before}"
         guess, without = ("" if us is None else f"{us:,}" for us in (r["predicted_us"], r["without_us"]))
-        lines.append([r["model"], r["batch"], r["what"], guess, f"{r['us']:,} {r['measure']}", without,
+        lines.append([r["model"], r["batch"], what, guess,
+                      f"{r['us']:,} {r['measure'].replace('us ', 'µs ', 1)}", without,
                       {True: "yes", False: "no", None: ""}[r["kept"]]])
     rows.table(["model", "batch", "what", "predicted, µs", "measured", "without it, µs", "kept"], lines,
                rows.recorded_on(run))
@@ -50,7 +59,7 @@ def lab_tiles() -> None:
             tile = ", ".join(f"{k.lower()} {v}" for k, v in ast.literal_eval(best["tile"]).items())
             lines.append([batch, choice, tile, f"{best['us_per_step']:.1f}", f"{worst['us_per_step']:.1f}", len(mine)])
     rows.table(["batch", "kernel", "best tile", "µs a step", "worst, µs", "tried"], lines,
-               "GPT-2 small on one GPU; `decode_tiles.json` has the rest. " + rows.recorded_on(run))
+               "GPT-2 small on one GPU; decode_tiles.json has the rest. " + rows.recorded_on(run))
 
 
 def lab_cudnn() -> None:
@@ -79,7 +88,8 @@ def lab_fit_halves() -> None:
                      for r in fit}
             good = [w <= 0.25 for m, w in worst.values() if m <= 0.08]
             lines.append([f"{gpus} GPUs", name, len(worst), len(good), sum(good)])
-    rows.table(["machine", "fitted to", "paths", "median error within 8 %", "and the worst within 25 %"], lines)
+    rows.table(["machine", "fitted to", "paths", "median error within 8 %", "and the worst within 25 %"], lines,
+               "Errors are of held-out sizes: sizes that the fit never saw.")
 
 
 def lab_step_fits() -> None:
@@ -92,7 +102,8 @@ def lab_step_fits() -> None:
                               f"{f['heldout_median_error']:.1%}", f"{f['heldout_worst_error']:.1%}",
                               f"{f['heldout_within_15_percent']:.0%}", f"{f['draws_within_15_percent']:.0%}"])
     rows.table(["machine", "phase", "rung", "held out", "median error", "worst", "within 15 %", "over forty "
-         "draws"], lines)
+         "draws"], lines, "Held out: steps that the fit never saw. Forty draws: the share within 15 % over forty "
+               "random halves, each fitted to one half and judged on the other.")
 
 
 def lab_shares() -> None:
@@ -111,10 +122,10 @@ def lab_shares() -> None:
                     priced = steps.communication_us(links, calls, gpus, r["sum"], True, rung)[0] / r[field]
                     above[r["sum"]].append(priced > r["communication_share"])
                     ax.plot(100 * r["communication_share"], 100 * priced, "o" if r["sum"] == "push" else "s",
-                            color=rows.BY_GPUS[gpus], alpha=0.8)
-    for mark, colour, label in (("o", rows.BY_GPUS[2], "push, 2 GPUs"), ("o", rows.BY_GPUS[4], "push, 4 GPUs"),
-                                ("s", rows.BY_GPUS[2], "NCCL, 2 GPUs"), ("s", rows.BY_GPUS[4], "NCCL, 4 GPUs")):
-        ax.plot([], [], mark, color=colour, label=label)
+                            color=rows.BY_GPUS[gpus], fillstyle=FILL[gpus], alpha=0.8)
+    for path, mark in (("push", "o"), ("NCCL", "s")):
+        for gpus in (2, 4):
+            ax.plot([], [], mark, color=rows.BY_GPUS[gpus], fillstyle=FILL[gpus], label=f"{path}, {gpus} GPUs")
     ax.plot([0, 100], [0, 100], color=rows.SHADES[0], linewidth=1)
     said = {p: f"{sum(a)} of {len(a)}" for p, a in above.items()}
     ax.set(xlabel="communication's share, measured, %", ylabel="priced by the model, %",

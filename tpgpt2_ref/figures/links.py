@@ -26,7 +26,7 @@ def one_way() -> None:
         ax.text(limit.one_way_gb_per_s * 1.12, i, f"{limit.one_way_gb_per_s:.3g}", va="center", fontsize=9)
     twice = [limit for limit in LIMITS if limit.diagram_gb_per_s and limit.diagram_gb_per_s > limit.one_way_gb_per_s]
     ax.set(xscale="log", xlim=(5, 2500), yticks=range(len(LIMITS)), yticklabels=[limit.name for limit in LIMITS],
-           xlabel="GB/s one way (black: the diagram's figure)",
+           xlabel="GB/s one way (the dark mark: the diagram's figure)",
            title=f"{len(twice)} of the diagram's three figures count both directions")
     ax.invert_yaxis()
     show(figure, "Bars: GB/s one way of each link. " + "; ".join(
@@ -45,7 +45,8 @@ def utilization() -> None:
     best = {}
     for world, colour in ((2, rows.BY_GPUS[2]), (4, rows.BY_GPUS[4])):
         mine = rows.sums("nccl", world)
-        ax.plot([r["bytes"] for r in mine], [r["busbw_gb_per_s"] for r in mine], color=colour, label=f"{world} GPUs")
+        ax.plot([r["bytes"] for r in mine], [r["busbw_gb_per_s"] for r in mine], color=colour,
+                linestyle=rows.GPU_DASHES[world], label=f"{world} GPUs")
         best[world] = max(r["busbw_gb_per_s"] for r in mine)
     ax.axhline(limit, color=GREY, linestyle="--")
     ax.text(300, limit * 0.97, f"{limit:.0f} GB/s, the link one way", fontsize=9, va="top")
@@ -53,7 +54,8 @@ def utilization() -> None:
         ax.axvline(nbytes, color=GREY, linewidth=0.8, linestyle=":")
         ax.annotate(f" {name}", (nbytes, 0.03), xycoords=("data", "axes fraction"), fontsize=8, rotation=90)
     ax.set(xscale="log", xlabel="bytes of one rank's input", ylabel="bus bandwidth, GB/s",
-           title=f"At its best NCCL uses {best[2] / limit:.0%} of the link ({best[2]:.0f} of {limit:.0f} GB/s)")
+           title="NCCL at its best: " + ", ".join(f"{n} GPUs reach {100 * gb / limit:.0f} %" for n, gb in best.items())
+           + f" of the link's {limit:.0f} GB/s")
     ax.legend(loc="center left")
     show(figure, f"NCCL's bus bandwidth against bytes in CUDA graphs. It rises from nearly nothing to "
          f"{best[2]:.0f} GB/s on two "

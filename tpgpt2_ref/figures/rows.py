@@ -13,6 +13,7 @@ MODELS = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 # Shades, not the ranks' colours: one, two and four GPUs; or the first, second and third of a kind.
 SHADES = (COLOURS["missing"][0], COLOURS["computing"][0], COLOURS["ink"][0])
 BY_GPUS = dict(zip((1, 2, 4), SHADES))
+GPU_MARKS, GPU_DASHES = {1: "D", 2: "o", 4: "s"}, {1: ":", 2: "-", 4: "--"}  # shades alone are too alike
 NAMES = {"gpt2": "small", "gpt2-medium": "medium", "gpt2-large": "large", "gpt2-xl": "XL"}
 
 

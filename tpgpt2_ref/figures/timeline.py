@@ -46,7 +46,7 @@ def timeline_layer(what="decode", layer: int = 6) -> None:
     for rank, label in enumerate(ax.get_yticklabels()):
         label.set_color(RANK_COLOURS[rank])
     ax.grid(False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3)
+    figure.legend(loc="outside lower center", ncols=3, columnspacing=1.2, handlelength=1.2)
     show(figure, f"Lanes of {lanes} ranks over {whole:.0f} microseconds of one layer: c_attn, attention, c_proj, "
          f"a sum, the MLP "
          f"and its sum. A rank computes {busy['computing']:.0f} microseconds, is in sums {busy['in a sum']:.0f}, waits "

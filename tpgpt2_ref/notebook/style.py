@@ -4,6 +4,7 @@ and a second size for phones. Plain `plt.show()` does all of it once `style()` w
 from __future__ import annotations
 
 import re
+import textwrap
 from contextlib import contextmanager
 from hashlib import sha1
 from html import escape
@@ -62,13 +63,15 @@ def show(figure, alt: str, phone=None) -> None:
 def figure_html(figure, alt: str = "", phone=None) -> str:
     """One figure as HTML with its two sizes inline, their colours the page's own."""
     alt = alt or described(figure)
-    wide = svg(figure, alt, "tp-wide")
+    with fitted(figure):
+        wide = svg(figure, alt, "tp-wide")
     if phone is not None:
-        narrow = svg(phone, alt, "tp-phone")
+        with fitted(phone):
+            narrow = svg(phone, alt, "tp-phone")
     elif figure.get_figwidth() <= PHONE:
         narrow, wide = "", wide.replace("tp-wide", "tp-any")
     else:
-        with narrowed(figure):
+        with narrowed(figure), fitted(figure):
             narrow = svg(figure, alt, "tp-phone")
     return f'<figure class="tp-plot"><style>{CSS}</style>{wide}{narrow}</figure>'
 
@@ -105,6 +108,31 @@ def described(figure) -> str:
 
 
 @contextmanager
+def fitted(figure):
+    """Titles and labels broken into lines where they would leave the figure; afterwards as they were."""
+    figure.draw_without_rendering()  # lays the axes out
+    right, before = figure.bbox.width * 0.99, {}
+    texts = [(figure._suptitle, figure.bbox.width * 0.96)] if figure.get_suptitle() else []
+    for ax in figure.axes:
+        box = ax.get_window_extent()
+        titles = [t for t in (ax.title, ax._left_title, ax._right_title) if t.get_text()]
+        texts += [(title, right - box.x0) for title in titles]
+        texts += [(ax.xaxis.label, 2 * min(right - (box.x0 + box.x1) / 2, (box.x0 + box.x1) / 2))]
+        texts += [(ax.yaxis.label, box.height)]
+    for text, room in texts:
+        box = text.get_window_extent()
+        long, words = max(box.width, box.height), text.get_text()
+        if words and long > room:
+            before[text] = words
+            text.set_text(textwrap.fill(words, max(8, int(0.9 * len(words) * room / long))))
+    try:
+        yield
+    finally:
+        for text, words in before.items():
+            text.set_text(words)
+
+
+@contextmanager
 def narrowed(figure):
     """The figure at a phone's width, axes of one row one below the other; afterwards as it was."""
     from matplotlib.gridspec import GridSpec
@@ -113,15 +141,23 @@ def narrowed(figure):
     placed = [spec for spec in specs.values() if spec is not None]
     row = len(placed) > 1 and len({spec.get_gridspec() for spec in placed}) == 1 and all(
         spec.get_gridspec().nrows == 1 for spec in placed)
+    hidden = []
     try:
         if row:
             grid = GridSpec(len(placed), 1, figure=figure)
             for i, ax in enumerate(ax for ax, spec in specs.items() if spec is not None):
                 ax.set_subplotspec(grid[i])
+                if not ax.yaxis.get_tick_params().get("labelleft", True):  # a neighbour's labels stood for it
+                    hidden.append((ax, ax.get_ylabel()))
+                    ax.tick_params(labelleft=True)
+                    ax.set_ylabel(ax.get_ylabel() or figure.axes[0].get_ylabel())
         figure.set_size_inches(PHONE, size[1] * (0.85 * len(placed) if row else 1))
         yield
     finally:
         for ax, spec in specs.items():
             if spec is not None:
                 ax.set_subplotspec(spec)
+        for ax, label in hidden:
+            ax.tick_params(labelleft=False)
+            ax.set_ylabel(label)
         figure.set_size_inches(size)

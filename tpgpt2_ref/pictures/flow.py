@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from . import svg
 from .diagrams import DIAGRAMS, file_of
+from .lit import SILENT
 from .shapes import Arrow, Box, Cells, Drawing, Heading, Lanes, Line, Lit
 from .svg import MONO, SANS
 
@@ -228,6 +229,10 @@ def _columns(page, box, x, y, room, under, over) -> float:
 
 def _bars(page: Page, box: Box, x: float, y: float, room: float, under: list) -> float:
     bars = page.lit.bars.get(box.title.strip("`"), ()) if page.lit else ()
+    if not bars and not box.inner and box.rank is None:
+        said = "no kernel, no message" if box.title.strip("`") in SILENT else "not timed in this run"
+        under.append(svg.words(x, y + 14, said, 11.5, "missing"))
+        return 21.0
     units = {bar.unit for bar in bars}
     most = {u: max(b.value for all_ in page.lit.bars.values() for b in all_ if b.unit == u) for u in units} | {"%": 100}
     label = max((svg.width(b.label, 11.5) for b in bars), default=0) + 8

@@ -93,7 +93,7 @@ def one_shot_and_push(wide: bool) -> tuple[float, str]:
     one = [("both", "fill own buffer"), ("cross", "“mine are there”"), ("wait", ""),
            ("cross", "read the other's"), ("cross", "values come back"), ("both", "add"),
            ("cross", "“I have read”"), ("wait", "")]
-    push = [("cross", "values, a flag in each word"), ("wait", ""), ("both", "poll, then add")]
+    push = [("cross", "values, nothing else"), ("wait", ""), ("both", "not EMPTY? then add")]
     half = (w - 30) / 2 if wide else w - 8
     h = sequence(4, 0, half, "One-shot: the trip is made four times", one, parts)
     if wide:
@@ -102,8 +102,8 @@ def one_shot_and_push(wide: bool) -> tuple[float, str]:
     else:
         y = h + 8 + sequence(4, h + 8, half, "Push: one trip", push, parts)
     more, said = caption(w, y, "One-shot: write, say so, read, say so again; each magenta arrow is a trip over the "
-                               "link. Push: values go straight into the other rank's memory with their flag inside, "
-                               "so that what has arrived says so itself. Slots rotate: nobody has to say “I have "
+                               "link. Push: values go straight into the other rank's memory, without a flag: any word "
+                               "that is not EMPTY has arrived. Slots rotate: nobody has to say “I have "
                                "read”.")
     return y + more, "".join([*parts, said])
 

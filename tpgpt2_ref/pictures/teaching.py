@@ -72,7 +72,7 @@ PICTURES = {
         "until it has one whole sum; in the next three the whole sums go round."), messages.ring),
     "one-shot-and-push": ("Four trips over the link, or one", (
         "Two sequence charts between two ranks. One-shot: write own buffer, signal, wait, read the other's, add, "
-        "signal again. Push: write into the other's memory with a flag in each word, poll one's own memory, add."),
+        "signal again. Push: write values alone into the other's memory; any word that is not EMPTY has arrived; add."),
         messages.one_shot_and_push),
     "rank-lanes": ("One block on two ranks: two lanes, two sums", (
         "Two lanes side by side, rank 0 and rank 1: LayerNorm, c_attn by columns, attention over 6 heads, c_proj by "

@@ -10,11 +10,12 @@ import pytest
 
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.course.exercises import progress
-from tpgpt2_ref.course.exercises.catalogue import CATALOGUE, NEEDS, find
+from tpgpt2_ref.course.exercises.catalogue import CATALOGUE, NEEDS, TITLES, find
 from tpgpt2_ref.course.exercises.grader import check, own_ranks
 from tpgpt2_ref.course.exercises.show import markdown, score, solution, start
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.parallel.launch import gpu_count
+from tpgpt2_ref.tests.test_house import PACKAGE
 
 ROOM = "tpgpt2_ref.course.exercises"
 numbers = itertools.count()
@@ -80,6 +81,8 @@ def test_typical_mistakes_are_named(entry):
 @pytest.mark.parametrize("name, answer, words", [
     ("qkv-slice", "def f(w, r, n):\n    s = w.shape[1] // n\n    return w[:, r * s:(r + 1) * s]",
      "all of Q and half of K"),
+    ("qkv-slice", "def f(w, r, n):\n    s = w.shape[1] // n\n    return w[r * s:(r + 1) * s]", "You cut rows, not col"),
+    ("qkv-slice", "def f(w, r, n):\n    s = w.shape[0] // n\n    return w[r * s:(r + 1) * s]", "You cut rows, not col"),
     ("qkv-slice", "def f(w, r, n):\n    return w[:, : w.shape[1] // n]", "Rank 0 gets|all of Q|rank 0's columns"),
     ("busbw", "def f(op, b, us, n):\n    return b * 1e-9 / (us * 1e-6)", "algorithm bandwidth"),
     ("busbw", "def f(op, b, us, n):\n    return b / us", "times the right answer"),
@@ -204,6 +207,13 @@ def test_a_page_shows_the_task_with_everything_folded():
         assert entry.function in start(entry) and entry.function in solution(entry)
     assert repr(check("padded-rows", ...)).startswith("○ Not yet.")
     assert "&lt;" in check("padded-rows", define("def f(v, n):\n    return '<b>'"))._repr_html_()
+
+
+def test_the_score_names_chapters_by_their_titles():
+    for stem in {entry.chapter for entry in CATALOGUE}:
+        page = json.loads((PACKAGE.parent / "book" / f"{stem}.ipynb").read_text())
+        assert page["cells"][0]["source"][0].strip("# \n") == TITLES[stem]
+        assert f'<a href="{stem}.ipynb">{TITLES[stem]}</a>' in score()._repr_html_()
 
 
 def test_the_score_is_the_readers_own():

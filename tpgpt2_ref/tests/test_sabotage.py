@@ -74,7 +74,7 @@ def test_no_two_bugs_have_the_same_signs():
     assert len(set(signs)) == len(signs) and len(BUGS) >= 10
     assert list(NAMES) == ["healthy", *BY_NAME] and sabotage.bugs() == NAMES
     for bug in BUGS:
-        assert bug.signs.keys() <= HEALTHY.keys() and all(value in SIGNS[sign][1] for sign, value in bug.signs.items())
+        assert bug.signs.keys() <= HEALTHY.keys() and all(value in SIGNS[sign] for sign, value in bug.signs.items())
 
 
 def test_every_bug_has_its_signs_in_every_layer(ranks):
@@ -96,11 +96,20 @@ def test_a_wrong_diagnosis_hears_what_speaks_against_it(ranks):
         patient = sabotage.admit(seed_of(name), ranks)
         said = {other: patient.diagnose(other) for other in NAMES if other != name}
         assert not any(said.values()) and patient.points == 0
-        assert all(f"If it were {other}, you would see that" in v.message and "shows it" in v.message
+        assert all(f"If it were {other}, you would see that" in v.message and "not so here" in v.message
                    for other, v in said.items())
         assert patient.diagnose(name) and patient.diagnose(name).message.endswith("0 of 10 points.")
     patient = sabotage.admit(seed_of("mlp-sum-missing"), ranks)
-    assert "one all-reduce too few: collectives() shows it. 7 points left." in patient.diagnose("healthy").message
+    said = patient.diagnose("healthy").message
+    assert "That is not so here. 7 points left." in said
+    assert "too few" not in said and "()" not in said  # what it is stays to be found
+
+
+def test_a_patient_taken_in_again_keeps_its_first_score(ranks):
+    seed, name = seed_of("stale-push"), "stale-push"
+    first, again = sabotage.admit(seed, ranks), sabotage.admit(seed, ranks)
+    assert first.repeat() and first.diagnose(name) and again.diagnose(name)
+    assert progress.read()["lab"][str(seed)]["points"] == POINTS - 1
 
 
 def test_a_reading_is_paid_once(ranks):

@@ -8,6 +8,21 @@ from ...errors import UserError
 
 NEEDS = {"nothing": "plain Python", "torch": "tensors, in this process", "ranks": "ranks: yours, or CPU ranks"}
 
+TITLES = {  # of the chapters
+    "quickstart": "Quickstart: does it run here?",
+    "why_split": "Why may a matrix be cut?",
+    "backend_selection": "Diagram 1: which kernel runs?",
+    "qkv_split": "Diagram 2: who holds what?",
+    "collectives": "Diagram 3: what must be said, and in how many steps?",
+    "push": "How does one beat NCCL?",
+    "timeline": "Diagram 4: where does the time go?",
+    "decision_matrix": "Diagram 5: what can each kernel do, and how fast is it?",
+    "links": "Diagram 6: what is a link worth?",
+    "cost_analysis": "What does it cost, and does a second GPU pay?",
+    "decode": "What is a token made of?",
+    "hangs": "Why did it hang, and where?",
+}
+
 
 @dataclass(frozen=True)
 class Entry:

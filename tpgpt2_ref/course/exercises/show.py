@@ -9,7 +9,7 @@ import re
 import textwrap
 
 from . import progress
-from .catalogue import CATALOGUE, NEEDS, Entry, find
+from .catalogue import CATALOGUE, NEEDS, TITLES, Entry, find
 
 
 def exercise(name: str) -> None:
@@ -78,7 +78,8 @@ class Score:
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.rows())
+        rows = "".join(f'<tr><td><a href="{stem}.ipynb">{escape(TITLES[stem])}</a></td>'
+                       f"<td>{escape(done)}</td><td>{escape(names)}</td></tr>" for stem, done, names in self.rows())
         return (f"<table><tr><th>chapter</th><th>solved</th><th>exercises</th></tr>{rows}</table>"
                 f"<p>{escape(self.sum())}</p>")
 

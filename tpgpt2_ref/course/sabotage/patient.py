@@ -23,31 +23,31 @@ NAMES = {
     "stale-push": "a sum that took an old word from its mailbox",
     "shard-loaded-twice": "a shard that both ranks loaded",
 }
-# What an instrument says where a sign has this value: (its name, {value: words})
+# What the instruments show where a sign has this value: {value: words}
 SIGNS = {
-    "hangs": ("hang_report", {True: "the ranks wait for one another for ever",
-                              False: "the forward ends"}),
-    "repeats": ("repeat", {True: "the same prompt gives the same logits again",
-                           False: "the same prompt gives other logits the second time"}),
-    "shapes": ("shapes", {"right": "the logits have one number for every token of the vocabulary",
-                          "narrow": "the logits have fewer numbers than the vocabulary has tokens"}),
-    "sums": ("collectives", {-1: "a forward has one all-reduce too few",
-                             0: "a forward has all its all-reduces, and no more",
-                             1: "a forward has one all-reduce too many"}),
-    "gathers": ("collectives", {0: "a forward has its one all-gather, and no more",
-                                1: "a forward has a second all-gather"}),
-    "begins": ("error_by_layer", {"nowhere": "no output is wrong",
-                                  "embedding": "the error begins in the embedding",
-                                  "attention": "the error begins in an attention",
-                                  "MLP": "the error begins in an MLP",
-                                  "logits": "the error begins in the logits"}),
-    "alike": ("error_by_layer", {True: "where the error begins, it is the same for every token",
-                                 False: "where the error begins, it differs from token to token"}),
-    "cache": ("cache", {"right": "where the error begins, the cached keys are right",
-                        "foreign": "where the error begins, a rank has cached the other rank's keys",
-                        "wrong": "where the error begins, a rank has cached keys that are nobody's"}),
-    "agree": ("compare_ranks", {True: "the ranks agree everywhere",
-                                False: "the ranks disagree where all should hold the same"}),
+    "hangs": {True: "the ranks wait for one another for ever",
+              False: "the forward ends"},
+    "repeats": {True: "the same prompt gives the same logits again",
+                False: "the same prompt gives other logits the second time"},
+    "shapes": {"right": "the logits have one number for every token of the vocabulary",
+               "narrow": "the logits have fewer numbers than the vocabulary has tokens"},
+    "sums": {-1: "a forward has one all-reduce too few",
+             0: "a forward has all its all-reduces, and no more",
+             1: "a forward has one all-reduce too many"},
+    "gathers": {0: "a forward has its one all-gather, and no more",
+                1: "a forward has a second all-gather"},
+    "begins": {"nowhere": "no output is wrong",
+               "embedding": "the error begins in the embedding",
+               "attention": "the error begins in an attention",
+               "MLP": "the error begins in an MLP",
+               "logits": "the error begins in the logits"},
+    "alike": {True: "where the error begins, it is the same for every token",
+              False: "where the error begins, it differs from token to token"},
+    "cache": {"right": "where the error begins, the cached keys are right",
+              "foreign": "where the error begins, a rank has cached the other rank's keys",
+              "wrong": "where the error begins, a rank has cached keys that are nobody's"},
+    "agree": {True: "the ranks agree everywhere",
+              False: "the ranks disagree where all should hold the same"},
 }
 
 
@@ -145,15 +145,13 @@ class Patient:
             if not self.closed:
                 self.closed = True
                 past = progress.read()["lab"].get(str(self.seed))
-                best = past.get("points") if isinstance(past, dict) else None
-                best = max(self.points, best if isinstance(best, int) else 0)
-                progress.note("lab", str(self.seed), {"points": best, "right": True})
+                if not (isinstance(past, dict) and isinstance(past.get("points"), int)):  # the first score stays
+                    progress.note("lab", str(self.seed), {"points": self.points, "right": True})
             return Verdict(True, f"{said['what']}{where} {self.points} of {POINTS} points.")
         if not self.closed:
             self.points = max(0, self.points - WRONG)
-        instrument, words = SIGNS[said["sign"]]
-        return Verdict(False, f"If it were {name}, you would see that {words[said['claimed']]}. Here "
-                              f"{words[said['seen']]}: {instrument}() shows it. {self.points} points left.")
+        return Verdict(False, f"If it were {name}, you would see that {SIGNS[said['sign']][said['claimed']]}. "
+                              f"That is not so here. {self.points} points left.")
 
     def _use(self, instrument: str, title: str) -> Reading:
         if instrument not in self.used:
@@ -178,5 +176,5 @@ class Patient:
 
 def show(value) -> str:
     if isinstance(value, bool):
-        return "yes" if value else ""
+        return "yes" if value else "no"
     return f"{value:.1e}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

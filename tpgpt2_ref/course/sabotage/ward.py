@@ -242,4 +242,4 @@ def judged(seed: int, name: str, world) -> dict:
     claimed = {**HEALTHY, **next((b.signs for b in BUGS if b.name == name), {})}
     seen = signs(chart(seed, world))
     sign = next(s for s in HEALTHY if claimed[s] != seen[s])
-    return {"right": False, "sign": sign, "claimed": claimed[sign], "seen": seen[sign]}
+    return {"right": False, "sign": sign, "claimed": claimed[sign]}

@@ -29,6 +29,19 @@ def rows(qkv, rank, n):
     return qkv.chunk(n, dim=0)[rank]
 
 
+def rows_by_width(qkv, rank, n):
+    width = qkv.shape[1] // n  # the right count, along the wrong dimension: more rows than there are
+    return qkv[rank * width : (rank + 1) * width]
+
+
+def rows_of_parts(qkv, rank, n):
+    return torch.cat([p.chunk(n, dim=0)[rank] for p in qkv.chunk(3, dim=1)], dim=1)
+
+
+def rows_parted(qkv, rank, n):
+    return torch.cat([p.chunk(n, dim=0)[min(rank, len(p.chunk(n, dim=0)) - 1)] for p in qkv.chunk(3, dim=0)], dim=0)
+
+
 def first_rank(qkv, rank, n):
     return solution(qkv, 0, n)
 
@@ -37,9 +50,10 @@ def every_nth(qkv, rank, n):
     return torch.cat([p[:, rank::n] for p in qkv.chunk(3, dim=1)], dim=1)
 
 
+ROWS = "You cut rows, not columns. Rows are the inputs; a head is a group of columns: cut dimension 1."
 MISTAKES = {
     cut_first: "With two ranks, rank 0 has all of Q and half of K, and no V: you cut before parting q, k and v.",
-    rows: "You cut rows, the inputs. A head is a group of columns: cut dimension 1.",
+    **dict.fromkeys((rows, rows_by_width, rows_of_parts, rows_parted), ROWS),
     first_rank: "Every rank gets rank 0's columns: `rank` is not used.",
     every_nth: "You deal single columns, like cards. A head is a run of neighbouring columns: deal runs.",
 }
