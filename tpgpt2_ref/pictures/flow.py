@@ -229,8 +229,9 @@ def _columns(page, box, x, y, room, under, over) -> float:
 
 def _bars(page: Page, box: Box, x: float, y: float, room: float, under: list) -> float:
     bars = page.lit.bars.get(box.title.strip("`"), ()) if page.lit else ()
-    if not bars and not box.inner and box.rank is None:
-        said = "no kernel, no message" if box.title.strip("`") in SILENT else "not timed in this run"
+    silent = box.title.strip("`") in SILENT
+    if silent or not bars and not box.inner and box.rank is None:
+        said = "no kernel, no message" if silent else "not timed in this run"
         under.append(svg.words(x, y + 14, said, 11.5, "missing"))
         return 21.0
     units = {bar.unit for bar in bars}

@@ -13,7 +13,8 @@ SILENT = frozenset((
     "Priority 2: check environment variable", "Priority 3: platform-specific auto-detection",
     "Is CUDA available and device SM 90 (Hopper)?", "resolve_obj_by_qualname()", "Runtime kernel binding",
     "Attention.impl initialized with selected backend", "hidden_states: (batch, seq_len, D)",
-    "NO AllGather (gather_output=False)", "q, k, v = qkv.chunk(3, dim=-1)", "Ready for next layer (norm, MLP)",
+    "NO AllGather (gather_output=False)", "Input broadcast", "Result",
+    "q, k, v = qkv.chunk(3, dim=-1)", "Ready for next layer (norm, MLP)",
     "Each worker has independent partition (no communication)", "export VLLM_ATTENTION_BACKEND=…",
     "1. Programmatic force override  2. Environment variable  3. Auto-detection"))
 STAGES = {"T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "its sum", "mlp": "MLP"}
