@@ -24,9 +24,6 @@ LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src")
 HARMLESS_LINKS = {"canonical", "next", "prev", "search", "index", "author"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).parent / "vendor" / "axe" / "axe.min.js"
-# Chapters whose stored figures have no words, and whose code is wider than a page, until they are run anew.
-OLD = {"backend_selection", "collectives", "cost_analysis", "decision_matrix", "decode", "links", "qkv_split",
-       "quickstart", "timeline"}
 CODE_WIDTH = 88  # characters
 STANDARDS = ["wcag2a", "wcag2aa", "best-practice"]
 PHONE, DESK = {"width": 390, "height": 800}, {"width": 1400, "height": 900}
@@ -131,8 +128,6 @@ def test_code_of_ranks_is_highlighted_as_python():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_no_visible_line_of_code_is_wider_than_a_page(path):
-    if path.stem in OLD:
-        pytest.skip("still to be written anew")
     hidden = {"hide-input", "remove-input", "hide-cell", "remove-cell"}
     wide = [line for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
             and not hidden & set(cell.metadata.get("tags", ())) for line in cell.source.splitlines()
@@ -214,7 +209,7 @@ def test_a_page_in_a_browser(html, visit, page):
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, tab.evaluate(WIDER)
     assert not visit.said
     assert not visit.asked
-    assert page in OLD or not wordless
+    assert not wordless
 
 
 def test_a_diagram_switches_by_keyboard_and_stacks_on_a_phone(html, visit):
