@@ -262,7 +262,8 @@ def test_bytes_that_cross_are_as_many_as_said(name):
     for ratio in on_ranks(2, rank_counts_bytes, name, device="cuda", timeout=240):
         if ratio is None:
             pytest.skip("this machine's driver does not count NVLink bytes")
-        assert 0.95 < ratio < 1.3, f"{name}: {ratio:.2f} times the payload crossed"
+        most = 2.1 if name == "c10d" else 1.3  # NCCL's LL protocol sends a flag beside every four bytes
+        assert 0.95 < ratio < most, f"{name}: {ratio:.2f} times the payload crossed"
 
 
 def rank_times_push(world) -> dict[int, float]:

@@ -144,11 +144,3 @@ def test_mistakes_of_the_user(ranks):
     with pytest.raises(UserError, match="no bug 'flu'; .*bugs"):
         sabotage.admit(1, ranks).diagnose("flu")
     assert sabotage.admit(ranks=ranks).seed != sabotage.admit(ranks=ranks).seed
-
-
-@pytest.mark.gpus(2)
-def test_every_bug_has_its_signs_on_two_gpus():
-    with Ranks(2, device="cuda") as ranks:
-        found = ranks.get(f"[w.signs(w.examine(w.Case(b, 1, w.admitted(7).prompts), world)) "
-                          f"for w in [{WARD}] for b in (*w.BUGS, None)]")
-    assert found[0] == found[1] == [{**HEALTHY, **bug.signs} for bug in BUGS] + [HEALTHY]

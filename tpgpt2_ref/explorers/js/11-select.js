@@ -65,7 +65,8 @@
     if (platform.kind === "cuda" && row.capabilities) {
       const [least, most] = row.capabilities;
       if (!(notAfter(least, platform.capability) && notAfter(platform.capability, most))) {
-        const to = T.before(least, most) ? ` to ${dotted(most)}` : "";
+        const open = most[0] === 99; // ANY_SM
+        const to = open ? " and newer" : T.before(least, most) ? ` to ${dotted(most)}` : "";
         found.push(`compute capability ${dotted(platform.capability)}: needs SM ${dotted(least)}${to}`);
       }
     }
