@@ -13,7 +13,8 @@ RIGHT = "A loop over sequences is right and slow: a kernel gives each sequence a
 
 
 def start(q, cache, block_table, seq_lens):
-    # q (B, H, d), cache (2, pages, 16, H, d), block_table (B, p), seq_lens (B,)  ->  (B, H, d)
+    # q (B, H, d), cache (2, pages, 16, H, d), block_table (B, p), seq_lens (B,)
+    # ->  (B, H, d)
     ...
 
 
