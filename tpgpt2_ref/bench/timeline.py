@@ -237,25 +237,6 @@ def _cell(rows: list[dict]) -> str:
     return f"{us} = wait {mean(r['wait_us'] for r in rows):.1f} + {mean(r['transfer_us'] for r in rows):.1f}"
 
 
-def draw(ax, timeline: dict, layer: int | None = None) -> None:
-    """The timeline as bars, a lane a rank: one layer, or all. Waiting is pale, transfer is dark."""
-    rows = [r for r in timeline["rows"] if layer is None or r["layer"].startswith(f"h.{layer}.")]
-    first, lanes = min(r["start_us"] for r in rows), 1 + max(r["rank"] for r in rows)
-    colours = {"T1": "#2f6fb0", "T2": "#3f9b57", "T3": "#8a8a2f", "mlp": "#a5579e", "embedding": "#6b6b6b",
-               "head": "#6b6b6b", "step": "#e6e6e6"}
-    for r in rows:
-        start, lane = r["start_us"] - first, (r["rank"] - 0.35, 0.7)
-        if r["kind"] == "compute":
-            ax.broken_barh([(start, r["us"])], lane, color=colours[r["stage"]], label=STAGES[r["stage"]])
-        elif r["kind"] == "collective":
-            ax.broken_barh([(start, r["wait_us"])], lane, color="#f3cdb0", label="waiting for the other rank")
-            ax.broken_barh([(start + r["wait_us"], r["transfer_us"])], lane, color="#d9772b", label="transfer")
-    ax.set(yticks=range(lanes), yticklabels=[f"rank {r}" for r in range(lanes)], xlabel="microseconds")
-    ax.invert_yaxis()
-    names = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.legend(names.values(), names.keys(), loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
-
-
 def perfetto(timeline: dict) -> dict:
     """Chrome's trace format, which https://ui.perfetto.dev opens: a process a rank, stages above collectives."""
     events = []

@@ -48,7 +48,7 @@ DIAGRAMS: dict[str, dict[str, str]] = {
     "4 Forward pass on a time axis": {
         "T0 to T5": "bench.timeline:record",
         "Sync points": "trace:Trace",
-        "The drawing": "bench.timeline:draw",
+        "The drawing": "figures.timeline:timeline_layer",
     },
     "5 Backend decision matrix": {
         "The matrix": "attention.matrix:MATRIX",

@@ -199,19 +199,3 @@ def test_the_options_describe_a_machine():
     for bad in (("--platform", "cpu", "--capability", "9.0"), ("--installed", "numpy"), ("--capability", "nine")):
         with pytest.raises(UserError):
             imagined(*bad)
-
-
-def test_the_picture_shows_the_path_taken():
-    from xml.etree import ElementTree
-
-    from tpgpt2_ref.notebook.selection import GREY, REFUSED, TAKEN, boxes, selection_svg
-
-    platform = Platform("cuda", (8, 9), (12, 4), ALL)
-    choice = choose(platform, 80)
-    path = {box.title: box.colour for box in boxes(choice, platform, "80")}
-    assert [t for t, c in path.items() if c == REFUSED] == [f"FLASH_ATTN_{n}?  no" for n in (3, 4, 2)]
-    assert path["FLEX_ATTENTION?  yes"] == TAKEN
-    forced = {box.title: box.colour for box in boxes(choose(platform, force="XFORMERS"), platform, "64")}
-    assert forced["Priority 2: VLLM_ATTENTION_BACKEND"] == GREY and REFUSED not in forced.values()
-    text = "".join(ElementTree.fromstring(selection_svg(choice, platform, "a < b")).itertext())
-    assert "head size 80: takes 32" in text and "a < b" in text
