@@ -41,8 +41,8 @@ def choose_rung(model) -> tuple[Rung, str | None]:
     return LADDER[0], why
 
 
-def cannot_capture(model) -> str | None:
-    """Why gpt2.py's decode step can't be a CUDA graph, or None if it can."""
+def no_graphs(model) -> str | None:
+    """Why neither gpt2.py's decode step nor the fused one can be a CUDA graph here, or None."""
     device = model.world.device
     if device.type != "cuda":
         return "CUDA graphs need a GPU"
@@ -52,26 +52,21 @@ def cannot_capture(model) -> str | None:
         import triton  # noqa: F401
     except ImportError:
         return "the fused kernels need Triton"
-    if model.plan != "shipped":
-        return f"the plan {model.plan} is for reading, by gpt2.py"
-    if not model.impl.cuda_graphs:
-        return f"{model.impl.name} asks the GPU for lengths while it is enqueued"
-    return None
+    return None if model.plan == "shipped" else f"the plan {model.plan} is for reading, by gpt2.py"
+
+
+def cannot_capture(model) -> str | None:
+    """Why gpt2.py's decode step can't be a CUDA graph, or None if it can."""
+    if why := no_graphs(model):
+        return why
+    return None if model.impl.cuda_graphs else f"{model.impl.name} asks the GPU for lengths while it is enqueued"
 
 
 def cannot_graph(model) -> str | None:
     """Why decode steps of this model can't be CUDA graphs of fused kernels, or None if they can."""
-    world, impl = model.world, model.impl
-    if world.device.type != "cuda":
-        return "CUDA graphs need a GPU"
-    if torch.cuda.get_device_capability(world.device) < (8, 0):
-        return "the fused kernels need a GPU of capability 8.0 or newer"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "the fused kernels need Triton"
-    if model.plan != "shipped":
-        return f"the plan {model.plan} is for reading, by gpt2.py"
+    if why := no_graphs(model):
+        return why
+    impl = model.impl
     if impl.dtype not in (torch.float16, torch.bfloat16):
         return f"the fused kernels compute in float16 or bfloat16, not {str(impl.dtype).removeprefix('torch.')}"
     if impl.cache_dtype != "auto":

@@ -117,5 +117,5 @@ COST = Drawing("cost", "Cost table", (
         "Total collectives per forward pass", (58,), "2L + 2 = 26 in GPT-2 of 12 layers"),
     Box("Communication overhead: 5-15% of total inference time", (
         L("(vs. 100% if purely sequential)", (60,), "one GPU communicates 0 %"),), "Communication overhead", (59,),
-        "it depends on model, batch and way to sum: measure it"),
+        "it depends on model, batch and algorithm: measure it"),
 ))

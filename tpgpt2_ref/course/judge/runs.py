@@ -20,7 +20,7 @@ def recorded(name: str, gpus: int = 2) -> results.Run:
 
 
 def own_link(op: str, path: str | None = None, graph: bool = True, gpus: int = 2) -> dict[int, dict]:
-    """{bytes: row} of one way to sum or gather (None: the fastest) over the GPUs' own link."""
+    """{bytes: row} of one algorithm that sums or gathers (None: the fastest) over the GPUs' own link."""
     found: dict[int, dict] = {}
     for row in recorded("collectives", gpus).rows:
         ways = row["path"] == path if path else "/" not in row["path"] and not row["path"].startswith("bare ")
