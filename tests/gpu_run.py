@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from math import inf
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SIDE_BY_SIDE = 4  # processes that share a GPU's tests: most of a test's time is a core's, compiling
+BEGUN = "begun"  # folder of the tests that one of them has begun
 FAMILY = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 # Two a doubling: the cost model is fitted to the powers of two and judged between them.
 SIZES = ",".join(str(n) for k in range(8, 30) for n in (1 << k, 3 << k - 1)) + ",1G"
@@ -41,8 +44,8 @@ from tpgpt2_ref.recorded import results  # noqa: E402
 
 @dataclass(frozen=True)
 class Step:
-    """One command, its limit in seconds and the GPUs it needs; `parts`: so many of it at once, each with its --part;
-    `last`: not before all others have ended."""
+    """One command, its limit in seconds and the GPUs it needs; `parts`: so many of it at once, on one of these GPUs
+    each, in turn; `last`: not before all others have ended."""
 
     name: str
     argv: list[str]
@@ -64,17 +67,23 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
         return Step(name, ours("bench", bench, *argv, "--json", "--record", out / "parts" / name), limit, tp)
 
     def pytest(*argv):
-        return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-q", "-rs", "-p", "no:cacheprovider", *argv]
+        return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-v", "-rs", "-p", "no:cacheprovider", "--durations=12",
+                *argv]
 
     cost = Step("cost", [sys.executable, __file__, "--out", str(out), "--fit"], 120, 0, last=True)
     execute = [sys.executable, str(ROOT / "tests" / "execute_notebooks.py"), "--out", str(out / "chapters")]
     chapters = [Step(f"chapter-{path.stem}", [*execute, str(path)], 300, gpus)
                 for path in sorted((ROOT / "book").glob("*.ipynb"))]
-    compiled = Step("tests-compiled", pytest("-m", "(gpu or gpus) and compiles"), 300, gpus, parts=6)
 
-    def tests(*selected, limit, parts=1):  # a step for those that need 4 GPUs, for those that need 2, ...
-        return [Step(f"tests-{n}", pytest("-m", "(gpu or gpus) and not compiles", "--needs", str(n), *selected), limit,
-                     n, parts if n == 1 else 1) for n in reversed(tps)]
+    def tests(*selected, limit):  # a step for those that need 4 GPUs, for those that need 2, ...
+        def shared(name, parts, *which):
+            return Step(name, pytest(*which, "--needs", "1", "--share", str(out / BEGUN / name), *selected), limit,
+                        gpus, parts)
+
+        return [*(Step(f"tests-{n}", pytest("-m", "gpus", "--needs", str(n), *selected), limit, n)
+                  for n in reversed(tps[1:])),
+                shared("tests-1", SIDE_BY_SIDE * gpus, "-m", "(gpu or gpus) and not alone"),
+                shared("tests-alone", gpus, "-m", "(gpu or gpus) and alone")]
 
     if quick:
         found, last, both = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8], ["--prompt-len", 128, 512]
@@ -104,12 +113,11 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             found.append(part(f"collectives-{link.split()[0]}", 120, 2, "collectives", "--tp", 2, "--link", link,
                               "--samples", 20, "--ops", "all_reduce,all_gather",
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
-        some = tests("-k", "cuda_graph or timeline or trace or push or two_gpus or two_nccl or four", limit=300,
-                     parts=3)
-        return [*found, *traces(ours, out, tps[-1:]), compiled, *some, *chapters, cost]
+        some = tests("-k", "kernels or cuda_graph or timeline or trace or push or two_gpus or two_nccl or four",
+                     limit=300)
+        return [*found, *traces(ours, out, tps[-1:]), *some, *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
-        compiled,
         *tests(limit=900),
         Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
              max(2, gpus)),
@@ -217,15 +225,16 @@ def run(step: Step, out: Path, gpus: list[str], end: float = inf) -> dict:
     """Run one step into its log, with these GPUs to see; end it, and all it started, at its limit or at `end`."""
     begin = time.monotonic()
     limit = min(step.limit, end - begin)
-    threads = max(1, (os.cpu_count() or 1) // max(1, gpu_count()))  # steps side by side share the cores
-    env = {"OMP_NUM_THREADS": str(threads), **os.environ,
-           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-           **({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})}
+    threads = max(1, (os.cpu_count() or 1) // max(1, gpu_count(), step.parts))  # steps side by side share the cores
+    env = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_COMPILE_THREADS": str(threads), **os.environ,
+           "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     processes = []
-    for part in range(1, step.parts + 1):
-        name, more = (f"{step.name}-{part}", ["--part", f"{part}/{step.parts}"]) if step.parts > 1 else (step.name, [])
+    for part in range(step.parts):
+        name, first = f"{step.name}-{part + 1}" if step.parts > 1 else step.name, part % max(1, step.gpus)
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join([*gpus[first:step.gpus], *gpus[:first], *gpus[step.gpus:]])
         with (out / f"{name}.log").open("w") as log, (out / f"{name}.out").open("w") as stdout:
-            processes.append(subprocess.Popen([*step.argv, *more], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
+            processes.append(subprocess.Popen(step.argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stdout,
                                               stderr=log, env=env, start_new_session=True))
     try:
         statuses = [process.wait(max(0.0, begin + limit - time.monotonic())) for process in processes]
@@ -295,7 +304,9 @@ def main() -> int:
         except UserError as e:
             print(f"not put together: {e}", file=sys.stderr)
 
+    shutil.rmtree(out / BEGUN, ignore_errors=True)  # of a run that was cut off
     table = run_all(todo, out, machines, args.minutes, keep)
+    shutil.rmtree(out / BEGUN, ignore_errors=True)
     (out / "summary.json").write_text(json.dumps({"machine": results.machine_card(), "steps": table}, indent=1))
     print(f"\n{'step':36}{'seconds':>9}  result")
     print("\n".join(f"{row['step']:36}{row['seconds']:>9}  {row['result']}" for row in table))

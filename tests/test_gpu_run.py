@@ -30,20 +30,38 @@ def test_steps_grow_with_the_gpus(tmp_path):
 
 def test_the_steps_run_every_gpu_test_once(tmp_path):
     steps = {s.name: s for s in gpu_run.steps(tmp_path, 4)}
-    *pytest, selected = steps["tests-compiled"].argv
-    assert "compiles" in selected
-    wanted = [[*pytest, selected], [*pytest, selected, "--part", "2/3"], [*pytest, "gpu or gpus"],
-              *(steps[f"tests-{n}"].argv for n in (1, 2, 4))]
+    wanted = [["tpgpt2_ref", "-v", "-m", "gpu or gpus"],
+              *(steps[f"tests-{n}"].argv[3:] for n in (1, "alone", 2, 4))]
     code = """if True:
         import json, sys, pytest
         for argv in json.loads(sys.argv[1]):
             print("=====")
-            pytest.main([*argv, "--collect-only"])"""  # torch is imported once, not six times
-    found = subprocess.run([sys.executable, "-c", code, json.dumps([argv[3:] for argv in wanted])], cwd=gpu_run.ROOT,
-                           capture_output=True, text=True).stdout.split("=====")[1:]
-    compiled, part, every, *others = [[line for line in out.splitlines() if "::" in line] for out in found]
-    assert all(others) and sorted(compiled + sum(others, [])) == sorted(every)
-    assert part == compiled[1::3]
+            pytest.main([*argv, "--collect-only", "-qq"])"""  # torch is imported once, not five times
+    found = subprocess.run([sys.executable, "-c", code, json.dumps(wanted)], cwd=gpu_run.ROOT, capture_output=True,
+                           text=True).stdout.split("=====")[1:]
+    every, *others = [[line for line in out.splitlines() if "::" in line] for out in found]
+    assert all(others) and sorted(sum(others, [])) == sorted(every)
+
+
+def test_processes_share_the_tests_out(tmp_path):
+    """Each test is run by one of them, with the fixtures that it has in common with the next that is run there."""
+    for name in "ab":
+        (tmp_path / f"test_{name}.py").write_text("""
+import os, pytest, time
+@pytest.fixture(scope="module")
+def begun():
+    return time.monotonic()
+@pytest.mark.parametrize("i", range(4))
+def test_it(begun, i):
+    time.sleep(0.25)
+    print("ran", os.path.basename(__file__), i)
+""")
+    argv = [sys.executable, "-m", "pytest", "-s", "-q", "-p", "tpgpt2_ref.tests.conftest", "-p", "no:cacheprovider",
+            "--share", str(tmp_path / "begun"), str(tmp_path)]
+    both = [subprocess.Popen(argv, cwd=gpu_run.ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ran = [[line.strip(".") for line in p.communicate(timeout=60)[0].splitlines() if "ran" in line] for p in both]
+    assert [p.returncode for p in both] == [0, 0] and all(ran)
+    assert sorted(sum(ran, [])) == sorted(f"ran test_{name}.py {i}" for name in "ab" for i in range(4))
 
 
 def test_the_commands_of_the_steps_are_understood(tmp_path):
@@ -61,8 +79,8 @@ def test_a_step_that_fails_or_hangs_is_ended_and_logged(tmp_path):
     assert step("good", "print('hello')")["result"] == "ok" and (tmp_path / "good.out").read_text() == "hello\n"
     assert step("bad", "import sys; sys.exit('no')")["result"] == "failed with status 1"
     assert (tmp_path / "bad.log").read_text() == "no\n"
-    each = [sys.executable, "-c", "import sys; sys.exit(sys.argv[2] == '2/3')"]
-    parts = gpu_run.run(gpu_run.Step("parts", each, 20.0, 0, parts=3), tmp_path, [])
+    each = [sys.executable, "-c", "import os, sys; sys.exit(os.environ['CUDA_VISIBLE_DEVICES'] == '5,4,6')"]
+    parts = gpu_run.run(gpu_run.Step("parts", each, 20.0, 2, parts=3), tmp_path, ["4", "5", "6"])
     assert parts["result"] == "failed with status 0 1 0" and (tmp_path / "parts-3.log").exists()
     begin = time.monotonic()
     assert step("slow", "import time; time.sleep(60)", limit=1.0)["result"] == "stopped after its 1 s"

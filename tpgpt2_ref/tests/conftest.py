@@ -1,7 +1,7 @@
 """Shared by the package's tests: checkpoints that Hugging Face wrote, groups of gloo ranks, GPU markers."""
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,19 +23,9 @@ from tpgpt2_ref.parallel.torchrun import rank_env
 ROOT = Path(__file__).parents[2]
 
 
-def part(text: str) -> tuple[int, int]:
-    try:
-        i, n = map(int, text.split("/"))
-    except ValueError:
-        i, n = 0, 0
-    if not 1 <= i <= n:
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 1 <= I <= N, such as 2/6")
-    return i, n
-
-
 def pytest_addoption(parser):
-    parser.addoption("--part", type=part, metavar="I/N", help="of the selected tests, every Nth from the Ith on: N "
-                     "processes with I = 1 ... N run all of them, side by side")
+    parser.addoption("--share", type=Path, metavar="FOLDER", help="of the selected tests, run those that no other "
+                     "process with this folder has begun: however many you start, they share them out")
     parser.addoption("--needs", type=int, metavar="N", help="of the selected tests, those that need N GPUs, no fewer "
                      "and no more")
 
@@ -48,7 +38,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "gpus(n): needs n GPUs")
     config.addinivalue_line("markers", "slow: minutes long; run with -m slow")
-    config.addinivalue_line("markers", "compiles: compiles many kernels, one core at a time; see --part")
+    config.addinivalue_line("markers", "alone: times a GPU, or has two ranks share one: nothing else may run there")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
@@ -56,16 +46,37 @@ def pytest_collection_modifyitems(config, items):
     if (wanted := config.getoption("--needs", None)) is not None:
         config.hook.pytest_deselected(items=[item for item in items if gpus_of(item) != wanted])
         items[:] = [item for item in items if gpus_of(item) == wanted]
-    if chosen := config.getoption("--part", None):
-        i, n = chosen
-        config.hook.pytest_deselected(items=[item for k, item in enumerate(items) if k % n != i - 1])
-        items[:] = items[i - 1::n]
     have, wanted = gpu_count(), "slow" in (config.option.markexpr or "")
     for item in items:
         if (need := gpus_of(item)) > have:
             item.add_marker(pytest.mark.skip(reason=f"needs {need} GPU(s), this machine has {have}"))
         if item.get_closest_marker("slow") and not wanted:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    """With --share: run the next test that nobody has begun, until none is left. It is claimed one ahead, since a test
+    is told which one follows: what both need stays."""
+    folder = session.config.getoption("--share", None)
+    if folder is None or session.config.option.collectonly or session.testsfailed:
+        return None  # pytest's own loop
+
+    def is_free(item) -> bool:
+        try:
+            (folder / hashlib.sha256(item.nodeid.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    folder.mkdir(parents=True, exist_ok=True)
+    free = filter(is_free, session.items)
+    item = next(free, None)
+    while item is not None and not (session.shouldstop or session.shouldfail):
+        following = next(free, None)
+        session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        item = following
+    return True
 
 
 @pytest.fixture(scope="session")

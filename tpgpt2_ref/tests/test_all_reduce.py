@@ -184,6 +184,7 @@ def check_way(name, size, env=None):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_way_on_one_shared_gpu(name):
     check_way(name, 2, env={"TPGPT2_SHARE_GPU": "1"})
@@ -222,6 +223,7 @@ def rank_skips_a_call(world) -> str:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_rank_that_skips_a_call_is_named():
     heard = on_ranks(2, rank_skips_a_call, device="cuda", env={"TPGPT2_SHARE_GPU": "1"}, timeout=120)
     assert heard == ["rank 0: rank 1 sent nothing for 1 s; results since then are wrong", "nothing"]

@@ -71,6 +71,7 @@ def test_nothing_to_measure_is_the_users_mistake():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_the_triton_kernel_decodes_faster_than_flex_and_close_to_flash_attention_3():
     names = ("FLASH_ATTN_3", "FLEX_ATTENTION", "TRITON_ATTN")
     us = {r["backend"]: r["us_median"] for r, _ in sweep(names, shapes=[("decode", 8, 1024, 64, "float16")])}

@@ -185,6 +185,7 @@ def test_nccl_at_a_gigabyte_is_the_bare_calls():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_graph_times_the_calls_it_holds():
     """One rank is enough to see that a graph of n calls takes n times one call."""
     world, cycles = World.single("cuda:0"), 200_000

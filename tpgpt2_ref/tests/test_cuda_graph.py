@@ -52,7 +52,6 @@ def step_logits(model, run, kernels, dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_best_logit_of_every_rung(dtype):
     """One step, in a graph: the best token's logit is the same to a few roundings on every rung."""
@@ -73,7 +72,6 @@ def tokens_of_rungs(world, names, new=20):
 
 
 @pytest.mark.gpu
-@pytest.mark.compiles
 def test_every_rung_gives_the_tokens_of_eager():
     names = [r.name for r in rungs(1, torch.cuda.get_device_capability() >= (9, 0))]
     eager, *others = tokens_of_rungs(World.single("cuda"), names)

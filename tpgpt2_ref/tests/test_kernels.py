@@ -144,7 +144,6 @@ SHAPES = [(1, 12, 64, 768), (4, 6, 64, 768), (5, 6, 64, 768), (8, 12, 64, 768), 
 
 
 @pytest.mark.gpu
-@pytest.mark.compiles
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("batch, heads, head_size, width", SHAPES)
 def test_kernels_on_a_gpu(batch, heads, head_size, width, dtype):

@@ -368,6 +368,7 @@ def test_live_plot_draws_every_row_by_the_end():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_two_ranks_share_one_gpu_with_nccl():
     with Ranks(2, device="cuda", share_gpu=True) as ranks:
         assert "NCCL" in ranks.describe()

@@ -149,6 +149,7 @@ def test_push_gathers(ranks, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_a_silent_peer_costs_one_timeout_and_the_bytes_that_crossed_are_counted(ranks):
     """Rank 0 runs alone. What it sent lies in rank 1's mailbox, and it can be counted."""
     lonely = ranks(2, lambda box: box.sum(torch.zeros(384, device="cuda")), timeout=0.2)

@@ -162,6 +162,7 @@ def test_a_readable_rung_has_gpt2s_stages_and_the_whole():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_the_fastest_rung_over_push_on_gpus_also_in_a_graph():
     """Where there is one GPU, two ranks share it: the counts are right, the times only more than nothing."""
     for name, layers, both in on_ranks(2, rung_on_a_rank, None, (False, True), device="cuda", env=SHARE, timeout=120):
@@ -183,6 +184,7 @@ def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("graph", [False, True])
 def test_on_a_gpu_also_in_a_graph(graph):
     model = load_model("random:gpt2", World.single("cuda:0"), dtype="bfloat16")

@@ -168,6 +168,7 @@ def best(call, repeats=50, calls=200):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_events_time_the_gpu_eager_and_in_a_graph():
     """A kernel of known length inside a collective's span: the events see it, also when a graph replays it."""
     x = torch.zeros(8, device="cuda")

@@ -9,34 +9,21 @@ one rank runs. Prompts are random ids; the end token is switched off, so that ev
 from __future__ import annotations
 
 from ...errors import UserError
-from ...recorded.machine import machine_card
-from ...recorded.results import BOOK_RESULTS
-from ...weights import find_checkpoint
-from ..arguments import add_imagine_argument, add_model_arguments, check_imagine, check_names, dtype, ranks
-from .rows import record, table
+from ..arguments import ranks
+from . import rows
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "decode steps: every rung of the ladder, beside Hugging Face transformers"
 
 
 def add_arguments(parser):
-    add_model_arguments(parser)
-    parser.set_defaults(model="random:gpt2")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--prompt-len", type=int, nargs="+", default=[128], metavar="N")
+    rows.add_arguments(parser, batch=[1, 8, 64], prompt_len=[128])
     parser.add_argument("--new-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--rung", nargs="+", default=None, help="rungs by name (default: all that this machine has)")
-    add_imagine_argument(parser)
-    parser.add_argument("--no-peer", action="store_true", help="leave out Hugging Face transformers")
-    parser.add_argument("--record", nargs="?", const=str(BOOK_RESULTS), default=None, metavar="DIR",
-                        help="save the run (default DIR: the book's results)")
 
 
 def check(args):
-    args.checkpoint = find_checkpoint(args.model)
-    config = args.checkpoint.config
-    check_names(args, config)
-    check_imagine(args)
+    config = rows.check(args)
     if min(args.batch) < 1 or min(args.prompt_len) < 1 or args.new_tokens < 2:
         raise UserError("--batch and --prompt-len must be at least 1, --new-tokens at least 2")
     if max(args.prompt_len) + args.new_tokens > config.n_positions:
@@ -51,16 +38,10 @@ def check(args):
 
 def run(args, world) -> dict:
     from ...bench.decode import sweep
-    from ...engine.decode_graph import cannot_graph
-    from ...weights import load_model
 
-    world = world.imagine(args.imagine) if args.imagine else world
-    model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
-    result = {"bench": "decode", "machine": machine_card(), "rows": [], "why_eager": cannot_graph(model)}
-    record(result, args, world, sweep(model, args.model, dtype(args), args.batch, args.prompt_len, args.new_tokens,
-                                      args.rung, not args.no_peer))
-    return result
+    return rows.run("decode", sweep, args, world, args.new_tokens, args.rung)
 
 
 def show(result: dict) -> str:
-    return table(result, 12, {"us a step": "us_per_step_median", "p10": "us_per_step_p10", "p90": "us_per_step_p90"})
+    return rows.table(result, 12, {"us a step": "us_per_step_median", "p10": "us_per_step_p10",
+                                   "p90": "us_per_step_p90"})

@@ -15,6 +15,13 @@
 
   T.h = (tag, attributes, ...children) => filled(document.createElement(tag), attributes, children);
   T.svg = (tag, attributes, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
+  // A picture of its own: its words are all that a screen reader has of it
+  T.drawing = (width, height, label, ...children) =>
+    T.svg(
+      "svg",
+      { class: "tpx-plot", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label },
+      ...children,
+    );
   const h = T.h;
 
   // 1234567 -> "1,234,567"; numbers below 100 keep what matters of them

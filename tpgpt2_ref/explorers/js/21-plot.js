@@ -52,9 +52,10 @@
     );
     const id = `tpx-clip-${(T.plot.count = (T.plot.count || 0) + 1)}`;
     const layer = svg("g", { "clip-path": `url(#${id})` });
-    const node = svg(
-      "svg",
-      { class: "tpx-plot", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": spec.label },
+    const node = T.drawing(
+      width,
+      height,
+      spec.label,
       svg(
         "clipPath",
         { id },

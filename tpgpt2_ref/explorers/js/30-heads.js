@@ -73,18 +73,11 @@ tpgpt2.explorers.heads = function (root, initial) {
       );
     }
     const height = top + 3 * (row + gap);
-    const picture = svg(
-      "svg",
-      {
-        width,
-        height,
-        viewBox: `0 0 ${width} ${height}`,
-        role: "img",
-        class: "tpx-plot",
-        "aria-label":
-          `Columns of Q, K and V over ${heads} heads, by the rank that holds them. ` +
-          `${parted.length} heads are parted.`,
-      },
+    const picture = T.drawing(
+      width,
+      height,
+      `Columns of Q, K and V over ${heads} heads, by the rank that holds them. ` +
+        `${parted.length} heads are parted.`,
       svg(
         "pattern",
         { id: "tpx-bad", width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },

@@ -92,18 +92,12 @@ tpgpt2.explorers.collective = function (root, initial, live) {
       );
     }
     const height = y(n) - gap + 4;
-    return svg(
-      "svg",
-      {
-        width,
-        height,
-        viewBox: `0 0 ${width} ${height}`,
-        class: "tpx-plot",
-        role: "img",
-        "aria-label": now
-          ? `After step ${at}: ${now.what}`
-          : `Before the call: each rank holds its own part of all ${n} chunks`,
-      },
+    return T.drawing(
+      width,
+      height,
+      now
+        ? `After step ${at}: ${now.what}`
+        : `Before the call: each rank holds its own part of all ${n} chunks`,
       svg(
         "marker",
         { id: "tpx-arrow", viewBox: "0 0 8 8", refX: 6, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },

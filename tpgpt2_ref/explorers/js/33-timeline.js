@@ -94,16 +94,10 @@ tpgpt2.explorers.timeline = function (root, initial, live) {
         ),
       );
     }
-    return svg(
-      "svg",
-      {
-        width,
-        height,
-        viewBox: `0 0 ${width} ${height}`,
-        class: "tpx-plot",
-        role: "img",
-        "aria-label": `${n} lanes, one a rank, to ${STAGES[at]}. The half layer ends after ${T.us(made.end)}.`,
-      },
+    return T.drawing(
+      width,
+      height,
+      `${n} lanes, one a rank, to ${STAGES[at]}. The half layer ends after ${T.us(made.end)}.`,
       axis,
       parts,
     );

@@ -108,16 +108,10 @@ tpgpt2.explorers.cost = function (root, initial, live) {
       );
     });
     const height = top + 2 * (row + gap);
-    return svg(
-      "svg",
-      {
-        width,
-        height,
-        viewBox: `0 0 ${width} ${height}`,
-        class: "tpx-plot",
-        role: "img",
-        "aria-label": "What a step is made of, one GPU above, several below",
-      },
+    return T.drawing(
+      width,
+      height,
+      "What a step is made of, one GPU above, several below",
       shapes,
     );
   }
