@@ -104,6 +104,15 @@ def checkpoint(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="session")
+def ranks():
+    """Two live ranks on the CPU. A test may kill them: the next cell gets fresh ones."""
+    from tpgpt2_ref.notebook import Ranks
+
+    with Ranks(2, device="cpu") as ranks:
+        yield ranks
+
+
 def run_cli(*argv, env=None, timeout=120, fresh=False) -> subprocess.CompletedProcess:
     """`python -m tpgpt2_ref ARGV`, as a user runs it: (status, stdout, stderr).
 

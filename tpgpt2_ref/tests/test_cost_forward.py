@@ -10,7 +10,7 @@ from tpgpt2_ref.cost import forward as cost_forward
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.recorded import results
 
-from .test_cost import ask, curve, steps, truth
+from .imagined import ask, curve, steps, truth
 
 
 def rung(name, us_per_layer, world=2, models=4):

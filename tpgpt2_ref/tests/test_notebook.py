@@ -1,50 +1,22 @@
-"""Live ranks under a notebook: values, rows, and every way in which a cell can go wrong. Real gloo ranks."""
-import os
-import shutil
-import signal
-import subprocess
-import sys
+"""Live ranks under a notebook: values, rows, output by rank, and a real notebook. Real gloo ranks."""
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from tpgpt2_ref.errors import RankError, UserError
+from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.notebook import LivePlot, Ranks
 from tpgpt2_ref.notebook.show import CellError
 
-REPOSITORY = Path(__file__).parents[2]
+from .conftest import ROOT
+
 SUM = "from tpgpt2_ref.parallel.collectives import all_reduce as f\ny = f(torch.ones(2, device=world.device), world)"
 ROWS = "import time\nfor i in range(5):\n    emit(i=torch.tensor(i), sent=time.time()); time.sleep(0.1)"
-UNMATCHED = """
-import torch.distributed as dist
-if world.rank == 0:
-    raise ValueError("before the sum")
-dist.all_reduce(torch.ones(1), async_op=True)
-"""
 DEADLOCK = """if world.rank == 0:
     raise ValueError("boom")
 from tpgpt2_ref.parallel.collectives import barrier
 barrier(world)
 """
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with Ranks(2, device="cpu") as ranks:
-        yield ranks
-
-
-def pids(ranks):
-    return [p.pid for p in ranks._crew.processes]
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_they_form_a_group_and_say_which(ranks):
@@ -95,43 +67,6 @@ def test_a_rank_that_raises_alone_keeps_the_others(ranks):
 
 
 IMPORT = "import time, torch.distributed as dist\n"
-WRONG = {
-    # what both ranks run: what the error says
-    "if world.rank: raise ValueError('boom')\nbarrier(world)":
-        "^rank 1: ValueError: boom. rank 0 waits in barrier #1, line 4; rank 1 ended its cell without any$",
-    "all_reduce(torch.ones(4), world)\nif world.rank: all_reduce(torch.ones(4), world, 'h.0')":
-        "^rank 1 waits in all_reduce #2, float32 \\(4,\\), of h.0, line 4; rank 0 ended its cell after #1$",
-    "dist.all_reduce(torch.ones(4 + world.rank))":
-        "^#1 is all_reduce of \\(4,\\) on rank 0 \\(line 3\\) and of \\(5,\\) on rank 1 \\(line 3\\)$",
-    "dist.all_reduce(torch.ones((2, 3) if world.rank else (3, 2)))":
-        "of \\(3, 2\\) on rank 0 .* and of \\(2, 3\\) on rank 1",
-    "all_reduce(torch.ones(3).to((torch.float32, torch.int32)[world.rank]), world)":
-        "^#1 is all_reduce of float32 on rank 0 .* and of int32 on rank 1",
-    "dist.barrier()\ndist.barrier() if world.rank else dist.all_reduce(torch.ones(1))":
-        "^#2 is all_reduce of float32 \\(1,\\) on rank 0 \\(line 4\\) and barrier on rank 1 \\(line 4\\)$",
-    "dist.broadcast(torch.ones(1), world.rank)": "^#1 is broadcast of rank 0 on rank 0 .* and of rank 1 on rank 1",
-    "dist.all_reduce(torch.ones(1), (dist.ReduceOp.SUM, dist.ReduceOp.MAX)[world.rank])": "of max on rank 1",
-}
-
-
-@pytest.mark.parametrize("code", WRONG)
-def test_ranks_that_disagree_are_told_how_and_go_on(ranks, code):
-    """No data has moved, so the same ranks take the next cell."""
-    old, begin = pids(ranks), time.monotonic()
-    with pytest.raises(CellError, match=WRONG[code]):
-        ranks.run(IMPORT + "from tpgpt2_ref.parallel.collectives import all_reduce, barrier\n" + code)
-    assert time.monotonic() - begin < 3
-    ranks.run(SUM)
-    assert [y.tolist() for y in ranks.get("y")] == [[2, 2], [2, 2]] and pids(ranks) == old
-
-
-def test_an_unmatched_collective_left_behind_is_noticed(ranks):
-    old = pids(ranks)
-    with pytest.raises(CellError, match="rank 0: ValueError: before the sum"):
-        ranks.run(UNMATCHED)
-    with pytest.raises(RankError, match="^rank 1 called all_reduce #1, .* line 2; rank 0 ended its cell .*Fr"):
-        ranks.run(IMPORT + "work = dist.all_reduce(torch.ones(1), async_op=True) if world.rank else time.sleep(0.5)")
-    assert ranks.get("world.size") == [2, 2] and not any(map(is_running, old))
 
 
 def test_asynchronous_collectives_that_match(ranks):
@@ -167,22 +102,6 @@ def test_where_they_are(ranks):
     assert ranks.where()[1] == "idle; its last cell ended after #1"
 
 
-def test_what_a_cell_may_do_to_its_names_and_itself(ranks):
-    ranks.run("world.rank, world.size = 7, 9\nworld = _rank = emit = torch = None")
-    for end in ("exit()", "quit()"):
-        with pytest.raises(CellError, match="does not end a rank"):
-            ranks.run(end)
-    ranks.run("import threading\n" + IMPORT + "def late():\n    time.sleep(0.3); dist.all_reduce(torch.ones(3))\n"
-              "threading.excepthook = lambda e: errors.append(str(e.exc_value))\nerrors = []\n"
-              "if world.rank: threading.Thread(target=late).start()")
-    ranks.run("import time; time.sleep(0.6)\n" + SUM)
-    assert [y.tolist() for y in ranks.get("y")] == [[2, 2], [2, 2]] and ranks.get("world.rank") == [0, 1]
-    assert "whose cell has ended" in ranks.get("errors")[1][0]
-    with pytest.raises(RankError, match="^rank 1 left its group. Fresh"):
-        ranks.run(IMPORT + "if world.rank: dist.destroy_process_group()")
-    assert ranks.get("world.rank") == [0, 1]
-
-
 def test_rows_of_any_number_and_any_speed(ranks):
     sent = ranks.stream("for x in (float('nan'), torch.tensor(float('inf')), 10**30, True): emit(x=x)")
     got = [row for row in sent if row["rank"] == 0]  # the ranks' rows arrive as they come
@@ -199,135 +118,6 @@ def test_a_progress_bar_is_one_line(ranks, capsys):
     assert capsys.readouterr().out.splitlines()[:2] == ["rank 0 │ 4 of 4", "rank 0 │ done"]
 
 
-def test_nothing_around_them_breaks_the_next_cell(ranks):
-    shutil.rmtree(ranks._crew.folder.path)
-    with pytest.raises(RankError, match="folder .* was removed.*Fresh"):
-        ranks.run(SUM)
-    os.kill(ranks._crew.processes[1].pid, signal.SIGKILL)
-    time.sleep(0.2)
-    with pytest.raises(RankError, match="rank 1 was killed by SIGKILL since the last cell. Fresh"):
-        ranks.run(SUM)
-    results = []
-    def call():
-        try:
-            results.append(ranks.get("world.size"))
-        except UserError:
-            results.append("busy")
-    threads = [threading.Thread(target=call) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert [2, 2] in results and all(r in ([2, 2], "busy") for r in results)
-
-
-def test_any_number_of_interrupts(ranks):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    swallow = "import time\nend = time.time() + 30\nwhile time.time() < end:\n    try: time.sleep(1)\n" \
-              "    except KeyboardInterrupt: pass"
-    for code, pauses in ((IMPORT + "dist.barrier() if world.rank else __import__('time').sleep(9)", [0.3, 0.02, 0.02]),
-                         (swallow, [0.3] + [0.05] * 10)):
-        def press(pauses=pauses):
-            for pause in pauses:
-                time.sleep(pause)
-                os.kill(os.getpid(), signal.SIGINT)
-        presses = threading.Thread(target=press)
-        presses.start()
-        with pytest.raises(KeyboardInterrupt):
-            ranks.run(code)
-        presses.join()
-        assert ranks.get("world.rank") == [0, 1]
-
-
-def test_closed_while_they_work(ranks):
-    """From inside a stream and from another thread; made in a thread that ends. One import of torch serves them all."""
-    other = []
-    maker = threading.Thread(target=lambda: other.append(Ranks(2, device="cpu")))
-    maker.start()
-    maker.join()
-    assert other[0].get("world.rank") == [0, 1]
-    with pytest.raises(UserError, match="closed while"):
-        for _ in other[0].stream("import time\nfor i in range(100): emit(i=i); time.sleep(0.01)"):
-            other[0].close()
-    with Ranks(1, device="cpu") as one:
-        threading.Timer(0.3, one.close).start()
-        with pytest.raises(UserError, match="closed while"):
-            one.run("import time; time.sleep(20)")
-    assert ranks.get("world.rank") == [0, 1]
-
-
-def test_no_port_but_on_loopback(ranks):
-    """Nothing that a rank listens on can be reached from another host, or another network namespace."""
-    inodes = {os.readlink(f"/proc/{pid}/fd/{fd}") for pid in pids(ranks) for fd in os.listdir(f"/proc/{pid}/fd")
-              if os.path.islink(f"/proc/{pid}/fd/{fd}")}
-    listens = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *rest = line.split()
-            if state == "0A" and f"socket:[{rest[5]}]" in inodes:
-                listens.append(local.partition(":")[0])
-    assert listens and set(listens) <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1, ::1
-    assert ranks._crew.folder.path.stat().st_mode & 0o777 == 0o700
-
-
-def test_deadline_and_interrupt(ranks):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
-    with pytest.raises(RankError, match="no answer after 0.5 s. rank 0 is at line 1"):
-        ranks.run("while True: pass", timeout=0.5)
-    old = pids(ranks)
-    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        ranks.run("while True: pass")
-    assert ranks.get("world.rank") == [0, 1] and pids(ranks) == old
-    for _ in ranks.stream("import time\nwhile True:\n    emit(a=1); time.sleep(0.01)"):
-        break  # a reader who has seen enough
-    assert ranks.get("world.rank") == [0, 1]
-
-
-def test_a_rank_that_dies(ranks):
-    with pytest.raises(RankError, match="rank 1 was killed by SIGKILL.*Fresh"):
-        ranks.run("import os, signal\nif world.rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-                  "import time; time.sleep(60)")
-    assert ranks.get("world.rank") == [0, 1]
-
-
-@pytest.mark.parametrize("killed", [True, False])
-def test_nothing_is_left_when_the_owner_ends(killed):
-    """Killed while one rank computes and the other is blocked in a collective; or at its own end."""
-    blocked = "import time\nfrom tpgpt2_ref.parallel.collectives import barrier\n" \
-              "barrier(world) if world.rank else time.sleep(60)"
-    code = ("from tpgpt2_ref.notebook import Ranks\nr = Ranks(2, device='cpu')\n"
-            "print(r._crew.folder.path, *(p.pid for p in r._crew.processes), r._forker.process.pid, flush=True)\n"
-            + killed * f"r.run({blocked!r})")
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout.readline().startswith("2 ranks")
-    folder, *ranks = owner.stdout.readline().split()
-    ranks = [int(pid) for pid in ranks]
-    if killed:
-        time.sleep(0.5)
-        assert all(map(is_running, ranks))
-        owner.kill()
-    owner.wait(20)
-    deadline = time.monotonic() + 5
-    while (any(map(is_running, ranks)) or Path(folder).exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(ranks) == 3 and not any(map(is_running, ranks)) and not Path(folder).exists()
-
-
-def test_what_a_user_can_mend(monkeypatch):
-    monkeypatch.setattr("tpgpt2_ref.notebook.ranks.gpu_count", lambda: 1)
-    with pytest.raises(UserError, match="needs 2 GPUs, this machine has 1: .*share_gpu"):
-        Ranks(2, device="cuda", share_gpu=False)
-    with pytest.raises(UserError, match="at least one"):
-        Ranks(0)
-    ranks = Ranks(1, device="cpu", share_gpu=False)
-    assert "this machine has 1 GPU, NCCL wants one a rank" in ranks.describe()
-    ranks.close()
-    ranks.close()
-    with pytest.raises(UserError, match="closed"):
-        ranks.run("1")
-
-
 def notebook(*cells):
     """The cells' outputs, run in a real notebook kernel."""
     import nbformat
@@ -335,7 +125,7 @@ def notebook(*cells):
 
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(book, timeout=60, kernel_name="python3", allow_errors=True,
-                   resources={"metadata": {"path": str(REPOSITORY)}}).execute()
+                   resources={"metadata": {"path": str(ROOT)}}).execute()
     return [cell.outputs for cell in book.cells]
 
 

@@ -11,7 +11,6 @@ from tpgpt2_ref.course.sabotage.illnesses import BUGS, HEALTHY
 from tpgpt2_ref.course.sabotage.patient import NAMES, POINTS, SIGNS
 from tpgpt2_ref.course.sabotage.ward import admitted
 from tpgpt2_ref.errors import UserError
-from tpgpt2_ref.notebook import Ranks
 from tpgpt2_ref.tests.test_house import PACKAGE
 
 WARD = "__import__('tpgpt2_ref.course.sabotage.ward', fromlist=['_'])"
@@ -21,12 +20,6 @@ BY_NAME = {bug.name: bug for bug in BUGS}
 @pytest.fixture(autouse=True)
 def own_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("TPGPT2_PROGRESS", str(tmp_path / "progress.json"))
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with Ranks(2, device="cpu") as ranks:
-        yield ranks
 
 
 def seed_of(name: str) -> int:
