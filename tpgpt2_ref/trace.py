@@ -24,6 +24,7 @@ class Span:
     """Something that took time on one rank."""
 
     layer: str  # the module that ran or called, by its name in the checkpoint
+    part: str = field(default="", kw_only=True)  # of a batch that runs in halves: "A" or "B"
     start_us: float | None = field(default=None, kw_only=True)  # since the trace's first span; set by `finish`
     microseconds: float | None = field(default=None, kw_only=True)
 
@@ -49,12 +50,13 @@ class Trace:
 
     rows: list[Collective] = field(default_factory=list)
     stages: list[Span] = field(default_factory=list)
+    part: str = ""  # the half of the batch that runs, for the spans to come
     marks: list[tuple] = field(default_factory=list, repr=False)  # (span, start, end), as the clock gave them
 
     @contextmanager
     def collective(self, op, tensor, path, layer):
         row = Collective(layer, op, tensor.numel() * tensor.element_size(),
-                         str(tensor.dtype).removeprefix("torch."), path)
+                         str(tensor.dtype).removeprefix("torch."), path, part=self.part)
         self.rows.append(row)
         start = now(tensor.is_cuda)
         yield row
@@ -62,7 +64,7 @@ class Trace:
 
     def stage(self, layer, start, end):
         """Add a stage between two results of `now`."""
-        self.stages.append(Span(layer))
+        self.stages.append(Span(layer, part=self.part))
         self.marks.append((self.stages[-1], start, end))
 
     def finish(self) -> list[Collective]:

@@ -1,8 +1,9 @@
 """Prefill: whole prompts to the last positions' logits and their best tokens on the host.
 
 Wall clock of the engine's prefill, host work included, and the GPU's own time (`stopwatch.gpu_microseconds`). Rungs:
-gpt2.py ("eager"), and our kernels between cuBLAS's products ("fused"). Hugging Face transformers in the same run where
-it is installed and one rank runs. The command around it: `commands/bench/prefill.py`.
+gpt2.py ("eager"), our kernels between cuBLAS's products ("fused"), and the same in two halves that hide each other's
+sums ("halves"). Hugging Face transformers in the same run where it is installed and one rank runs. The command around
+it: `commands/bench/prefill.py`.
 """
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from .decode import random_prompts, sum_name
 from .peer import peer_model, prefill_step
 from .stopwatch import gpu_microseconds, host_microseconds, spread
 
-RUNGS = ("eager", "fused")
+RUNGS = ("eager", "fused", "halves")
 
 
 def sweep(model, name: str, dtype: str, batches, prompt_lens, repeat: int,
           with_peer: bool = True) -> Iterator[tuple[dict, list[float]]]:
-    """(row, its samples of the wall clock in microseconds), shape by shape, through both rungs and the peer."""
+    """(row, its samples of the wall clock in microseconds), shape by shape, through the rungs and the peer."""
     world = model.world
     peer = peer_model(model.config, dtype, world) if with_peer else None
     for batch in batches:
@@ -29,17 +30,24 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, repeat: int,
             prompts = random_prompts(model.config.vocab_size, batch, length)
             case = (name, dtype, world.size, batch, length)
             for rung in RUNGS:
-                engine = Engine(model, rung=LADDER[0] if rung == "eager" else None)
-                if rung == "fused" and engine.why_eager:
+                engine = Engine(model, rung=LADDER[0] if rung == "eager" else None, halves=rung == "halves")
+                ranks = 1 if world.alone else world.size
+                if rung != "eager" and engine.why_eager or rung == "halves" and why_no_halves(ranks, batch):
                     continue
                 wall, gpu = times(engine.prefill_call(prompts), world.device, repeat)
-                yield row("tpgpt2", rung, sum_name(model, batch * length), *case, wall, gpu), wall
-                if rung == "fused" and engine.prefilling.why_not:
-                    raise RuntimeError("the fused prefill could not be captured in a CUDA graph")
+                sums = world.beside.name if rung == "halves" and world.beside else sum_name(model, batch * length)
+                yield row("tpgpt2", rung, sums, *case, wall, gpu), wall
+                if rung != "eager" and engine.prefilling.why_not:
+                    raise RuntimeError(f"the {rung} prefill could not be captured in a CUDA graph")
                 engine.close()
             if peer is not None:
                 wall, gpu = times(prefill_step(peer, prompts), world.device, repeat)
                 yield row("transformers", "forward", "none", *case, wall, gpu), wall
+
+
+def why_no_halves(ranks: int, batch: int) -> str | None:
+    """Why so many prompts can't run in two halves at all, whether or not that would pay."""
+    return "one rank has no sum to hide" if ranks == 1 else "one prompt is not cut" if batch == 1 else None
 
 
 def times(step: Callable[[], torch.Tensor], device: torch.device,

@@ -1,6 +1,7 @@
 """One forward as a call without arguments, for whoever wants to time or trace it: a prefill, or a decode step.
 
-`make_step` is gpt2.py's forward; `make_rung_step` the step of a rung of the ladder, with the choice of a token.
+`make_step` is gpt2.py's forward; `make_rung_step` the step of a rung of the ladder, with the choice of a token;
+`make_prefill_step` what `generate` captures of a prefill, whole or in halves.
 """
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import torch
 from ..attention.metadata import decode_metadata, prefill_metadata
 from ..engine.decode_graph import GraphDecoder
 from ..engine.ladder import Rung
+from ..engine.prefill_graph import GraphPrefill
 from ..engine.scheduler import Sequence
+from ..kernels import plain
 from ..request import SamplingParams
 
 
@@ -40,6 +43,18 @@ def make_step(model, phase: str, batch: int, prompt_len: int):
         return model.logits(model(ids, positions, kv, meta)[last])  # (T, D) -> (batch, V)
 
     return step
+
+
+def make_prefill_step(model, batch: int, prompt_len: int, halves: bool):
+    """step() runs what `generate` captures for `batch` prompts of `prompt_len` tokens. On a CPU the kernels' twins."""
+    kernels = plain
+    if model.world.device.type == "cuda":
+        from ..kernels import prefill as kernels
+    pages, ids = -(-prompt_len // model.impl.block_size), torch.Generator().manual_seed(0)
+    prefills = GraphPrefill(model, model.new_kv_caches(batch * pages + 1), kernels, halves=halves)
+    sequences = [Sequence(array("q", torch.randint(model.config.vocab_size, (prompt_len,), generator=ids).tolist()), 1,
+                          blocks=list(range(1 + i * pages, 1 + (i + 1) * pages))) for i in range(batch)]
+    return torch.inference_mode()(prefills.filled(prefills.parts(sequences)).run)
 
 
 def make_rung_step(model, rung: Rung, batch: int, prompt_len: int):

@@ -31,14 +31,15 @@ from ..trace import Trace, now
 from .stopwatch import captured, microseconds
 
 STAGES = {"embedding": "embedding", "T1": "c_attn", "T2": "attention", "T3": "c_proj", "T4": "all_reduce",
-          "mlp": "MLP", "head": "logits", "step": "whole step"}  # in the diagram's order, and what it leaves out
+          "T1-T3": "LayerNorm to c_proj", "mlp": "MLP", "head": "logits",
+          "step": "whole step"}  # in the diagram's order, and what it leaves out
 CYCLES_PER_US = 1700  # of an H100 or H200 at work, about
 
 
 @contextmanager
 def hooks(model, trace: Trace):
     """Record the model's stages into `trace`: c_attn, attn, c_proj and mlp of each block, embedding and head."""
-    watched = {name: module for name, module in model.named_modules() if stage_of(name)}
+    watched = {name: module for name, module in model.named_modules() if stage_of(name) not in (None, "T1-T3")}
     cuda, begun, handles = model.world.device.type == "cuda", {}, []
 
     def before(module, args):
@@ -61,7 +62,7 @@ def hooks(model, trace: Trace):
 def stage_of(layer: str) -> str | None:
     """The diagram's name for what a module does: "h.3.attn.c_attn" -> "T1"."""
     last = layer.removeprefix("h.").partition(".")[2]  # within its block
-    inside = {"attn.c_attn": "T1", "attn.attn": "T2", "attn.c_proj": "T3", "mlp": "mlp"}
+    inside = {"attn.c_attn": "T1", "attn.attn": "T2", "attn.c_proj": "T3", "attn": "T1-T3", "mlp": "mlp"}
     whole = {"wte": "embedding", "lm_head": "head", "step": "step"}
     return inside.get(last) if layer.startswith("h.") else whole.get(layer)
 
@@ -151,13 +152,14 @@ def spans(trace: Trace) -> list[dict]:
     sum begins."""
     rows = []
     for c in trace.rows:
-        stage = stage_of(c.layer) or ("T2" if c.layer.endswith(".attn") else "mlp")  # q, k, v gathered; the MLP's sum
-        stage = "T4" if stage == "T3" else stage
+        stage = stage_of(c.layer) or "mlp"  # the MLP's sum
+        stage = {"T3": "T4", "T1-T3": "T2"}.get(stage, stage)  # q, k and v are gathered before T2
         rows.append(_row(stage, "collective", c.layer, c.start_us, c.microseconds, c.op, c.bytes, c.path,
-                         c.fused))
+                         c.fused, c.part))
     for s in trace.stages:
-        inner = (c.start_us for c in trace.rows if c.layer.startswith(s.layer) and s.start_us <= c.start_us <= s.end_us)
-        rows.append(_row(stage_of(s.layer), "compute", s.layer, s.start_us, min(inner, default=s.end_us) - s.start_us))
+        inner = [c.start_us for c in trace.rows if c.layer.startswith(s.layer) and s.start_us <= c.start_us <= s.end_us]
+        end = s.end_us if s.part else min(inner, default=s.end_us)  # what runs under a half's products cuts nothing off
+        rows.append(_row(stage_of(s.layer), "compute", s.layer, s.start_us, end - s.start_us, part=s.part))
     result = "T4" if any(r["stage"] == "T4" for r in rows) else "T3"  # one rank has no sum
     for row in [r for r in rows if r["stage"] in ("T1", result)]:
         stage, at = ("T0", row["start_us"]) if row["stage"] == "T1" else ("T5", row["start_us"] + row["us"])
@@ -165,9 +167,9 @@ def spans(trace: Trace) -> list[dict]:
     return sorted(rows, key=lambda r: (r["start_us"], r["kind"] != "instant"))
 
 
-def _row(stage, kind, layer, start_us, us, op=None, nbytes=None, path=None, fused=None) -> dict:
+def _row(stage, kind, layer, start_us, us, op=None, nbytes=None, path=None, fused=None, part="") -> dict:
     return {"stage": stage, "kind": kind, "layer": layer, "op": op, "bytes": nbytes, "path": path, "fused": fused,
-            "start_us": start_us, "us": us, "wait_us": None, "transfer_us": None}
+            **({"part": part} if part else {}), "start_us": start_us, "us": us, "wait_us": None, "transfer_us": None}
 
 
 def merge(by_rank: list[dict]) -> dict:
@@ -245,7 +247,7 @@ def perfetto(timeline: dict) -> dict:
         events += [{"ph": "M", "name": kind, "pid": rank, "tid": tid, "args": {"name": name}}
                    for kind, tid, name in names]
     for r in timeline["rows"]:
-        about = {k: r[k] for k in ("layer", "op", "bytes", "path", "fused") if r.get(k)}
+        about = {k: r[k] for k in ("layer", "part", "op", "bytes", "path", "fused") if r.get(k)}
         base = {"pid": r["rank"], "ts": r["start_us"], "args": about}
         if r["kind"] == "collective":
             events += [{**base, "ph": "X", "tid": 1, "name": r["op"], "cat": "collective", "dur": r["us"]},

@@ -7,6 +7,7 @@
 
 --rung traces the step that `generate` runs: its collectives and the whole step, since fused kernels are no stages of
 the diagram. A mark between two kernels keeps the second from starting early: traced, +pdl loses what that wins.
+A prefill has the rungs fused, and halves, in which one half's sums run under the other's products.
 --out writes a file for https://ui.perfetto.dev; --json prints the rows.
 """
 from __future__ import annotations
@@ -28,7 +29,8 @@ def add_arguments(parser):
     parser.add_argument("--prompt-len", type=int, default=64, metavar="N", help="tokens of each prompt, in a decode "
                         "step already in the cache (default: 64)")
     parser.add_argument("--rung", default=None, metavar="NAME", help="a decode step of the ladder, as bench decode "
-                        "names it, such as +sum or +pdl (default: eager, which is gpt2.py's forward)")
+                        "names it, such as +sum or +pdl; of a prefill fused or halves (default: eager, which is "
+                        "gpt2.py's forward)")
     parser.add_argument("--graph", action="store_true", help="in a CUDA graph (GPUs only)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs, of which the median is kept")
     parser.add_argument("--out", default=None, metavar="trace.json", help="write a trace for Perfetto or Chrome")
@@ -54,8 +56,15 @@ def check(args):
 def check_rung(args):
     from ..engine.ladder import LADDER
 
-    if args.phase != "decode":
-        raise UserError("--rung is a decode step: add --phase decode")
+    if args.phase == "prefill":
+        from ..bench.prefill import RUNGS, why_no_halves
+
+        if args.rung not in RUNGS:
+            raise UserError(f"a prefill's --rung is {', '.join(RUNGS)}, not {args.rung!r}: add --phase decode for the "
+                            "ladder's")
+        if args.rung == "halves" and (why := why_no_halves(args.tp or 1, args.batch)):
+            raise UserError(f"--rung halves can't run: {why}")
+        return
     if args.rung not in (known := [rung.name for rung in LADDER]):
         raise UserError(f"unknown rung {args.rung!r}; known: {', '.join(known)}")
     if args.rung != "eager" and args.device != "cuda":
@@ -80,12 +89,16 @@ def rung_step(args, model):
 
 def run(args, world) -> dict:
     from ..bench import timeline
-    from ..bench.step import make_step
+    from ..bench.step import make_prefill_step, make_step
     from ..weights import load_model
 
     model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
-    on_ladder = args.rung not in (None, "eager")
-    step = rung_step(args, model) if on_ladder else make_step(model, args.phase, args.batch, args.prompt_len)
+    if args.rung in (None, "eager"):
+        step = make_step(model, args.phase, args.batch, args.prompt_len)
+    elif args.phase == "prefill":
+        step = make_prefill_step(model, args.batch, args.prompt_len, args.rung == "halves")
+    else:
+        step = rung_step(args, model)
     recorded = timeline.record(model, step, args.repeats, args.graph)
     if args.out is not None and world.rank == 0:
         timeline.export(recorded, args.out)

@@ -103,12 +103,13 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
     """Rows of `decode` or `prefill` -> one row for each rung, fitted to half of them and judged on the rest.
 
     model  the collectives' rows, which price what TP > 1 adds
-    A decode step that sums otherwise than its rung is made for runs other kernels, and stays out.
+    A decode step that sums otherwise than its rung is made for runs other kernels, and stays out. So does a prefill in
+    halves: its sums run under its products, and their times don't add up.
     """
     groups = defaultdict(list)
     for row in rows:
         other = name == "decode" and row["rung"] in BY_PUSH and row["sum"] not in ("none", "push")
-        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None and not other:
+        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None and not other and row["rung"] != "halves":
             groups[row["rung"]].append(row)
     out = []
     for rung, found in sorted(groups.items()):

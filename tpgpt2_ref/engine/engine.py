@@ -36,13 +36,15 @@ class Engine:
     num_blocks  pages of the cache; None makes room for the whole batch, or for as much of it as memory holds
     rung        which step of `ladder.py` decodes; None is the fastest that can run here
     capture     how steps are recorded in graphs; `graph.PlainStep` takes the graphs' way on any machine
+    halves      whether a prefill of several prompts hides its sums (`halves.py`); None: where that is faster
     After `generate`, `first_forward` holds {op: count} of the first forward's collectives, and `seconds`
     the time of prefill and of each decode step.
     """
 
     def __init__(self, model, num_blocks: int | None = None, max_batch: int = 256, rung: Rung | None = None,
-                 capture=CapturedStep):
+                 capture=CapturedStep, halves: bool | None = None):
         self.model, self.num_blocks, self.max_batch, self.capture = model, num_blocks, max_batch, capture
+        self.halves = halves
         self.world, self.config = model.world, model.config
         self.rung, why = choose_rung(model) if rung is None else (rung, None)
         if rung is not None and not rung.graph:
@@ -169,7 +171,7 @@ class Engine:
             kernels = plain
             if self.rung.fused:
                 from ..kernels import prefill as kernels
-            self.prefills = GraphPrefill(self.model, self.kv_caches, kernels, self.capture)
+            self.prefills = GraphPrefill(self.model, self.kv_caches, kernels, self.capture, self.halves)
         return self.prefills
 
     def _decode(self, sequences: list[Sequence], params: SamplingParams) -> list[float]:

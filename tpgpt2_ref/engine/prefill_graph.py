@@ -3,6 +3,7 @@
 A graph serves all batches of a bucket: prompts up to a number, tokens up to a number. What is over is one more
 sequence, of padding tokens on page 0, so that the graph computes on nothing but finite numbers. A bucket's first
 batch is left to gpt2.py, its second is captured: one prompt on the command line does not pay for a capture.
+Where sums over the ranks are worth hiding, a batch is two parts, with a bucket's numbers each (`halves.py`).
 """
 from __future__ import annotations
 
@@ -13,23 +14,28 @@ import numpy as np
 import torch
 
 from ..attention.metadata import AttentionMetadata
+from ..parallel.all_reduce import all_reduce_beside
 from .batch import block_table, send
 from .graph import CapturedStep
-from .prefill_step import prefill_step
+from .halves import SideStream, cut, in_turn, whole, why_whole
+from .prefill_step import prefill_layers
 from .scheduler import Sequence
 
 BUCKETS = 16  # graphs that are kept, of those used last: each is some megabytes, besides the memory that they share
 
 
 class GraphPrefill:
-    """Runs `prefill_step` for prompts that have pages. The world closes it before itself.
+    """Runs `prefill_layers` for prompts that have pages. The world closes it before itself.
 
     kernels  `kernels.prefill`, or its twins in `kernels.plain`
     capture  how a step is recorded: `graph.PlainStep` does without a GPU
+    halves   whether a batch runs in two halves; None: where that is faster
     """
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], kernels: ModuleType, capture=CapturedStep):
+    def __init__(self, model, kv_caches: list[torch.Tensor], kernels: ModuleType, capture=CapturedStep,
+                 halves: bool | None = None):
         self.model, self.kv_caches, self.kernels, self.capture = model, kv_caches, kernels, capture
+        self.halves, self.side = halves, None
         self.buckets: OrderedDict[tuple, Bucket] = OrderedDict()
         self.seen: Counter = Counter()
         self.pool = None  # the graphs' memory, shared: they never run at once
@@ -37,21 +43,38 @@ class GraphPrefill:
 
     def logits(self, sequences: list[Sequence]) -> torch.Tensor | None:
         """Logits of each prompt's last position, (B, V), until the next call; None for a bucket's first batch."""
-        lengths = [len(s.prompt) for s in sequences]
-        key = bucket_of(lengths, self.model.config.n_positions)
-        self.seen[key] += 1
+        parts = self.parts(sequences)
+        self.seen[key := self.key(parts)] += 1
         if self.seen[key] == 1:
             return None
-        bucket = self.buckets.pop(key, None) or Bucket(self.model, *key)
-        bucket.fill(sequences, lengths)
+        bucket = self.filled(parts)
         if bucket.step is None:
-            bucket.step = self.capture(lambda: bucket.run(self.kv_caches, self.kernels), self.pool)
+            bucket.step = self.capture(bucket.run, self.pool)
             self.pool = bucket.step.pool
-        self.buckets[key] = bucket  # as the one used last
+        bucket.step.replay()
+        return bucket.of_prompts(parts)
+
+    def parts(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        """The batch in one piece or in two."""
+        lengths = [len(s.prompt) for s in sequences]
+        two = not why_whole(lengths, self.model) if self.halves is None else self.halves
+        n = cut(lengths)
+        return [sequences[:n], sequences[n:]] if two and n else [sequences]
+
+    def key(self, parts: list[list[Sequence]]) -> tuple:
+        return tuple(bucket_of([len(s.prompt) for s in part], self.model.config.n_positions) for part in parts)
+
+    def filled(self, parts: list[list[Sequence]]) -> Bucket:
+        """The bucket of these prompts, which then is the one used last, with them in it."""
+        key = self.key(parts)
+        if len(key) > 1 and self.side is None:
+            self.side = SideStream(self.model.world, all_reduce_beside(self.model.world))
+        bucket = self.buckets.pop(key, None) or Bucket(self.model, key, self.kv_caches, self.kernels, self.side)
+        bucket.fill(parts)
+        self.buckets[key] = bucket
         if len(self.buckets) > BUCKETS:
             self.buckets.popitem(last=False)
-        bucket.step.replay()
-        return bucket.logits[: len(sequences)]
+        return bucket
 
     def close(self) -> None:
         self.buckets.clear()
@@ -69,19 +92,44 @@ def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
 
 
 class Bucket:
-    """The tensors of one bucket, and its graph once it is captured."""
+    """Batches of one or two parts, the step that prefills them, and its graph once it is captured."""
+
+    def __init__(self, model, key: tuple, kv_caches: list[torch.Tensor], kernels: ModuleType, side: SideStream | None):
+        self.model, self.kv_caches, self.kernels, self.side = model, kv_caches, kernels, side
+        self.parts = [Part(model, *size) for size in key]
+        self.step = self.logits = None
+
+    def fill(self, parts: list[list[Sequence]]) -> None:
+        for part, sequences in zip(self.parts, parts):
+            part.fill(sequences)
+
+    def run(self) -> None:
+        world = self.model.world
+        layers = [prefill_layers(self.model, *part.inputs(self.kv_caches), self.kernels) for part in self.parts]
+        last = whole(layers[0], world) if len(layers) == 1 else torch.cat(in_turn(layers, self.side))  # (B, D)
+        self.logits = self.model.logits(last)  # -> (B, V)
+
+    def of_prompts(self, parts: list[list[Sequence]]) -> torch.Tensor:
+        """The logits without those of padding: (B, V)."""
+        found = self.logits.split([part.sequences for part in self.parts])
+        real = [logits[: len(sequences)] for logits, sequences in zip(found, parts)]
+        return real[0] if len(real) == 1 else torch.cat(real)
+
+
+class Part:
+    """The tensors that a step reads of a batch, or of half of it: up to so many sequences and tokens."""
 
     def __init__(self, model, sequences: int, tokens: int, longest: int):
-        self.model, self.step, self.logits = model, None, None
-        self.sequences, self.tokens, self.longest = sequences, tokens, longest
+        self.model, self.sequences, self.tokens, self.longest = model, sequences, tokens, longest
         self.pages = -(-model.config.n_positions // model.impl.block_size)
         # ids, positions, slots; starts; lengths, last rows; pages
         numbers = 3 * tokens + sequences + 1 + 2 * sequences + sequences * self.pages
         self.numbers = torch.zeros(numbers, dtype=torch.int64, device=model.world.device)
-        self.parts: list[torch.Tensor] = []
+        self.sent: list[torch.Tensor] = []
 
-    def fill(self, sequences: list[Sequence], lengths: list[int]) -> None:
+    def fill(self, sequences: list[Sequence]) -> None:
         """Ids, positions, slots, starts, lengths, last rows and pages, counted on the host and sent in one piece."""
+        lengths = [len(s.prompt) for s in sequences]
         size, padding = self.model.impl.block_size, self.tokens - sum(lengths)
         starts = np.full(self.sequences + 1, self.tokens)  # behind the prompts, one sequence of padding, and empty ones
         starts[: len(lengths) + 1] = np.cumsum([0, *lengths])
@@ -91,11 +139,12 @@ class Bucket:
         ids = np.concatenate([*(s.prompt for s in sequences), np.zeros(padding, dtype=np.int64)])
         positions = np.concatenate([count[:n] for n in (*lengths, padding)])
         slots = np.concatenate([*(row[:n] for row, n in zip(slots, lengths)), count[:padding] % size])
-        self.parts = send([ids, positions, slots, starts, np.diff(starts), starts[1:] - 1, table],
-                          self.model.world.device, into=self.numbers)
+        self.sent = send([ids, positions, slots, starts, np.diff(starts), starts[1:] - 1, table],
+                         self.model.world.device, into=self.numbers)
 
-    def run(self, kv_caches: list[torch.Tensor], kernels: ModuleType) -> None:
-        ids, positions, slots, starts, lens, last, table = self.parts
+    def inputs(self, kv_caches: list[torch.Tensor]) -> tuple:
+        """ids (T,), positions (T,), the caches, what attention must know, last (B,): as `prefill_layers` takes them."""
+        ids, positions, slots, starts, lens, last, table = self.sent
         meta = AttentionMetadata(starts.int(), lens.int(), table.view(self.sequences, self.pages).int(), slots,
                                  self.longest, self.longest, True, self.model.impl.block_size)
-        self.logits = prefill_step(self.model, ids, positions, kv_caches, meta, last, kernels)
+        return ids, positions, kv_caches, meta, last

@@ -21,11 +21,15 @@ _all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather
 _reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
-def all_reduce(x: torch.Tensor, world, layer: str = "") -> torch.Tensor:
-    """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result."""
+def all_reduce(x: torch.Tensor, world, layer: str = "", algorithm=None) -> torch.Tensor:
+    """Sum x over the ranks: (...) -> (...), the same on every rank. May overwrite x: use the result.
+
+    algorithm  who sums, where it takes x; otherwise, and by default, the first of the world's that does
+    """
     if world.alone:
         return x
-    algorithm = algorithm_for(x, world)
+    if algorithm is None or not algorithm.takes(x):
+        algorithm = algorithm_for(x, world)
     if world.trace is None and world.board is None:
         return algorithm(x)
     return _recorded(world, "all_reduce", x, layer, lambda: algorithm(x), algorithm.name)

@@ -32,12 +32,15 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = parameter(self.local, hidden_size) if weight is None else weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return all_reduce(self.partial(ids), self.world, self.name)
+
+    def partial(self, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens that this rank has, and zeros for the others: what the ranks then sum. (T,) -> (T, D)."""
         if self.world.size == 1:
             return F.embedding(ids, self.weight)
         row = ids - self.start
         foreign = (row < 0) | (row >= self.local)
-        x = F.embedding(row.masked_fill(foreign, 0), self.weight).masked_fill(foreign[:, None], 0)
-        return all_reduce(x, self.world, self.name)
+        return F.embedding(row.masked_fill(foreign, 0), self.weight).masked_fill(foreign[:, None], 0)
 
     def load(self, weight):
         self.weight.zero_()

@@ -100,8 +100,12 @@ class RowParallelLinear(nn.Module):
         if not self.input_is_parallel:
             x = F.pad(x, (0, self.local * self.world.size - x.shape[-1]))
             x = split_tensor_along_last_dim(x, self.world)  # (T, in) -> (T, local)
-        y = F.linear(x, self.weight, self.bias if self.world.rank == 0 else None)  # (T, local) -> (T, out)
+        y = self.partial(x)
         return all_reduce(y, self.world, self.name) if self.reduce_results else y
+
+    def partial(self, x: torch.Tensor) -> torch.Tensor:
+        """X_r A_r, and on rank 0 the bias: what the ranks then sum. (T, local) -> (T, out)."""
+        return F.linear(x, self.weight, self.bias if self.world.rank == 0 else None)
 
     def load(self, weight, bias):
         """weight, bias: lazy tensors (in, out) and (out,) of which only this rank's rows are read."""

@@ -35,6 +35,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: dist.ProcessGroup | None = None
     all_reduces: tuple[AllReduce, ...] = ()
+    beside: AllReduce | None = None  # who sums while products run; see `all_reduce_beside`
     trace: Trace | None = None
     board: Board | None = None  # where ranks agree on each collective: in notebooks and under --check
     imagined: bool = False  # see `imagine`
@@ -103,9 +104,9 @@ class World:
         """Leave the group. CUDA graphs that hold collectives must be gone by then: they are dropped first."""
         for holder in list(self.before_close):
             holder.close()
-        for algorithm in self.all_reduces:
+        for algorithm in (*self.all_reduces, *filter(None, [self.beside])):
             algorithm.close()
-        self.all_reduces = ()
+        self.all_reduces, self.beside = (), None
         if self.board is not None:
             self.board.end()
         if self.group is not None:

@@ -161,6 +161,19 @@ def test_a_readable_rung_has_gpt2s_stages_and_the_whole():
                                                      "head"]
 
 
+def test_a_prefill_in_halves_on_two_ranks(tmp_path):
+    """Stages and sums say which half they are of, and what runs under a half's products cuts nothing off them."""
+    got = cli_json("trace", "--model", "random:gpt2-test", "--tp", 2, "--device", "cpu", "--rung", "halves", "--batch",
+                   3, "--prompt-len", 20, "--out", tmp_path / "trace.json")
+    assert got["counts"] == {"all_reduce": 10, "all_gather": 1} and got["rung"] == "halves"
+    for rank in (0, 1):
+        mine = [r for r in got["rows"] if r["rank"] == rank and r.get("part")]
+        for kind, stages in (("compute", {"embedding", "T1-T3", "T1", "mlp"}),
+                             ("collective", {"embedding", "T4", "mlp"})):
+            of = {part: [r["stage"] for r in mine if (r["kind"], r["part"]) == (kind, part)] for part in "AB"}
+            assert of["A"] == of["B"] and set(of["A"]) == stages
+
+
 @pytest.mark.gpu
 @pytest.mark.alone
 def test_the_fastest_rung_over_push_on_gpus_also_in_a_graph():
@@ -172,7 +185,8 @@ def test_the_fastest_rung_over_push_on_gpus_also_in_a_graph():
 
 
 @pytest.mark.parametrize("argv, word", [
-    (["--rung", "+pdl"], "--phase decode"), (["--phase", "decode", "--rung", "+moon"], "known: eager, graph"),
+    (["--rung", "+pdl"], "--phase decode"), (["--rung", "halves"], "one rank has no sum"),
+    (["--phase", "decode", "--rung", "+moon"], "known: eager, graph"),
     (["--phase", "decode", "--rung", "+pdl"], "needs GPUs"),
     (["--graph"], "CUDA graphs"), (["--batch", "0"], "--batch"), (["--prompt-len", "129"], "128 positions"),
     (["--phase", "decode", "--prompt-len", "128"], "128 positions"), (["--out", "/nowhere/trace.json"], "--out"),

@@ -3,8 +3,9 @@
   python -m tpgpt2_ref bench prefill --model random:gpt2 --batch 8 --prompt-len 1000
 
 Wall clock of the engine's prefill, host work included, and the GPU's own time: the same work enqueued behind a
-kernel that sleeps, so that the GPU never waits for the host. Rungs: gpt2.py ("eager"), and our kernels between
-cuBLAS's products ("fused"). Hugging Face transformers in the same run where it is installed and one rank runs.
+kernel that sleeps, so that the GPU never waits for the host. Rungs: gpt2.py ("eager"), our kernels between cuBLAS's
+products ("fused"), and the same in two halves that hide each other's sums ("halves", on several GPUs). Hugging Face
+transformers in the same run where it is installed and one rank runs.
 """
 from __future__ import annotations
 

@@ -16,6 +16,11 @@ ALGORITHMS = {
     "two_shot": "two_shot:TwoShotAllReduce",  # torch symmetric memory: sum a slice, collect the slices
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
 }
+# For sums that run beside products, in order of preference: they leave the multiprocessors to those.
+BESIDE = {
+    "copies": "copies:CopiesAllReduce",  # the GPUs' copy engines, and an addition
+    "few_ctas": "c10d:FewCtasAllReduce",  # NCCL on at most a few
+}
 
 # "auto" gives each algorithm tensors up to so many bytes, by the number of ranks: the largest size up to which it is
 # never slower than those behind it, in the rows of book/results/{2,4}x-nvidia-h200/collectives.json (all_reduce, in a
@@ -28,7 +33,7 @@ LIMITS = {
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }
 
-__all__ = ["AllReduce", "LIMITS", "ALGORITHMS", "all_reduces"]
+__all__ = ["ALGORITHMS", "AllReduce", "BESIDE", "LIMITS", "all_reduce_beside", "all_reduces"]
 
 
 def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
@@ -54,9 +59,17 @@ def all_reduces(world, which: str = "auto") -> tuple[AllReduce, ...]:
     return (*algorithms, algorithm_class("c10d")(world))
 
 
+def all_reduce_beside(world) -> AllReduce | None:
+    """Who sums while products run, or None where only the world's own can. Made once; all ranks must ask."""
+    if world.beside is None and not world.alone:
+        name = next((name for name in BESIDE if not algorithm_class(name).missing(world)), None)
+        world.beside = name and algorithm_class(name)(world)
+    return world.beside
+
+
 def algorithm_class(name: str) -> type[AllReduce]:
-    """The class behind a name of `ALGORITHMS`; its file imports torch."""
-    module, cls = ALGORITHMS[name].split(":")
+    """The class behind a name of `ALGORITHMS` or `BESIDE`; its file imports torch."""
+    module, cls = (ALGORITHMS | BESIDE)[name].split(":")
     return getattr(import_module(f".{module}", __name__), cls)
 
 
