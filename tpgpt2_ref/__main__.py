@@ -1,5 +1,4 @@
-import sys
-
 from .cli import main
+from .parallel.launch import leave
 
-sys.exit(main())
+leave(main())

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from importlib import import_module
 
 from .errors import RankError, UserError
-from .parallel.launch import check_size, gpu_count, launch
+from .parallel.launch import check_size, gpu_count, launch, open_gpu
+from .parallel.times import mark
 from .parallel.torchrun import torchrun_env
 
 COMMANDS = ("generate", "logits", "doctor", "select", "claims", "trace", "bench", "cost", "exercises")
@@ -68,6 +69,7 @@ def _add_json(p: argparse.ArgumentParser) -> None:
 def run(args, argv: list[str]) -> int:
     """Carry out one parsed command, in this process or on as many ranks as it needs."""
     command = args.module
+    mark("command line read")
     group = torchrun_env()
     size = command.ranks(args) if hasattr(command, "ranks") else None
     if size is not None:
@@ -75,13 +77,17 @@ def run(args, argv: list[str]) -> int:
             args.device = "cuda" if gpu_count() else "cpu"
         if args.tp is None:
             args.tp = size = group.size if group else size
-        check_size(size if group is None else 1, args.device)
+        if group is None or group.meeting is None:  # otherwise whoever started this rank has looked
+            check_size(size if group is None else 1, args.device)
     if size is not None and size > 1 and group is None:
         # the ranks check the rest, and rank 0 says what is wrong
-        launch(argv, size, check=getattr(args, "check", False))
+        launch([*argv, "--device", args.device], size, check=getattr(args, "check", False))
         return 0
+    if size is not None and args.device == "cuda":
+        open_gpu(group.local_rank if group else 0)
     if hasattr(command, "check"):
         command.check(args)
+    mark("arguments checked")
     with stdout_for_the_result():
         result = on_rank(command, args) if size is not None else command.run(args, None)
     if result is not None and (group is None or group.rank == 0 or size is None):
@@ -104,6 +110,7 @@ def tell(text: str) -> None:
 def on_rank(command, args) -> dict | None:
     from .parallel.world import World
 
+    mark("torch imported")
     with World.join(args.device, all_reduce=getattr(args, "sum", "auto")) as world:
         if world.size != args.tp:
             raise UserError(f"--tp {args.tp}, but torchrun started {world.size} ranks: make them equal")

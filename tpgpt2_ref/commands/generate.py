@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from statistics import median
 
+from ..parallel.times import mark
 from ..request import SamplingParams
 from .arguments import add_model_arguments, add_prompt_arguments, dtype, ranks, read_prompts
 
@@ -42,8 +43,10 @@ def run(args, world) -> dict:
     start = time.perf_counter()
     model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
     loaded = time.perf_counter()
+    mark("model loaded")
     engine = Engine(model)
     new = engine.generate(args.token_ids, args.max_new_tokens, args.sampling)
+    mark("generated")
     errors = "replace" if args.json else "surrogateescape"
     steps = engine.seconds["decode"]
     return {

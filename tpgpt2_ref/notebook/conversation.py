@@ -107,6 +107,7 @@ class Conversation:
         """Interrupt what still runs, and keep these ranks if all are in step. Otherwise replace them, and say so."""
         self.ranks._unsure = True
         if not self._all_done(0.1):
+            self.ranks._prepare()
             for p in self.crew.busy():
                 p.interrupt()
         if not (self._all_done(GRACE) and self._in_step()):

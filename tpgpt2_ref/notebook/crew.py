@@ -11,6 +11,7 @@ from ..errors import RankError
 from ..parallel.board import ORDER, Board, Page
 from ..parallel.posts import Phase, State, after, circle, trouble
 from ..parallel.private import PrivateFolder
+from ..parallel.times import mark
 from ..parallel.torchrun import rank_env
 from .forker import Forker
 from .process import RankProcess
@@ -25,6 +26,7 @@ class Crew:
         self.forker = forker
         self.folder, self.processes, self.joined, self.about = PrivateFolder(), [], False, []
         self.cell, self.absent = 1, ()
+        self.over = self.finish  # what ends it, once; its owner's finalizer takes the place
         try:
             self.pages = []
             if check:
@@ -33,7 +35,8 @@ class Crew:
             env = {"TPGPT2_SHARE_GPU": str(int(share_gpu))}
             for rank in range(size):
                 self.processes.append(RankProcess(rank, self.folder.path, self.forker,
-                                                  {**rank_env(rank, size, self.folder.path), **env}))
+                                                  {**rank_env(rank, size, self.folder.path), **env}, device))
+            mark("ranks asked for")
             for p in self.processes:
                 p.submit("from tpgpt2_ref.notebook.rank_kernel import RankSide\n"
                          f"RankSide({device!r}, {group_timeout})\ndel RankSide")
@@ -46,6 +49,8 @@ class Crew:
         deadline = time.monotonic() + START
         for p in self.processes:
             p.wait_for_kernel(deadline)
+        if not self.joined:
+            mark("ranks joined")
         self.joined = True
 
     def submit(self, code: str, only: tuple[int, ...] | None = None, silent: bool = False) -> None:

@@ -19,6 +19,8 @@ import time
 import traceback
 from contextlib import contextmanager
 
+from ..parallel.times import mark
+
 FORKS = sys.platform == "linux"
 
 
@@ -32,10 +34,12 @@ def main(fd: int) -> None:
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     children, folders, heard = {}, set(), b""  # children: {number: pid}
+    mark("fork server: its Python is up")
     try:
-        with _for_as_long_as(notebook):
+        with _for_as_long_as(notebook, control):
             if FORKS:
                 _import_what_ranks_need()
+        mark("fork server: imported")
         while os.getppid() == notebook:
             ready, _, _ = select.select([control, wake], [], [], 0.5)
             if wake in ready:
@@ -45,7 +49,7 @@ def main(fd: int) -> None:
             if control not in ready:
                 continue
             if not (data := control.recv(65536)):
-                return
+                break
             *lines, heard = (heard + data).split(b"\n")
             for line in lines:
                 _obey(json.loads(line), children, folders, control, wake, waker)
@@ -53,6 +57,7 @@ def main(fd: int) -> None:
         pass  # the notebook closed its end
     finally:
         _clean_up(children, folders | _unread(control, heard))
+    os._exit(0)  # torch's own end takes half a second, and closing waits for it
 
 
 def _import_what_ranks_need() -> None:
@@ -71,11 +76,14 @@ def _import_what_ranks_need() -> None:
 
 
 @contextmanager
-def _for_as_long_as(notebook: int):
-    """Imports take seconds: they end when the notebook does."""
+def _for_as_long_as(notebook: int, control: socket.socket):
+    """Imports take seconds: they end when the notebook does, or wants no ranks any more."""
     def look(*_):
-        if os.getppid() != notebook:
-            sys.exit()
+        try:
+            if os.getppid() != notebook or not control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                sys.exit()
+        except BlockingIOError:
+            pass  # nothing said yet
 
     signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
@@ -127,7 +135,7 @@ def _fork(said: dict, sockets) -> int:
         os.chdir(said["cwd"])
         from . import rank_kernel
 
-        rank_kernel.main(said["connection"])
+        rank_kernel.main(*said["arguments"])
         status = 0
     except SystemExit as e:
         status = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
@@ -143,7 +151,7 @@ def _fork(said: dict, sockets) -> int:
 
 def _spawn(said: dict) -> int:
     with open(said["log"], "w") as log:
-        return subprocess.Popen([sys.executable, "-m", "tpgpt2_ref.notebook.rank_kernel", said["connection"]],
+        return subprocess.Popen([sys.executable, "-m", "tpgpt2_ref.notebook.rank_kernel", *said["arguments"]],
                                 env=said["env"], cwd=said["cwd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                 start_new_session=True).pid
 

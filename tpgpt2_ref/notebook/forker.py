@@ -1,7 +1,7 @@
 """The process that ranks are forked from (`fork_server.py`), as the notebook sees it.
 
     forker = Forker.take()                    the notebook's side; one for all `Ranks` of a process
-    rank = forker.start(folder, connection, log, env)      a number of its own; `pid(rank)` once it has one
+    rank = forker.start(folder, arguments, log, env)       a number of its own; `pid(rank)` once it has one
     forker.signal(rank, SIGINT); forker.status(rank)
 """
 from __future__ import annotations
@@ -16,6 +16,7 @@ import weakref
 from pathlib import Path
 
 from ..errors import RankError
+from ..parallel.times import mark
 
 REPOSITORY = Path(__file__).parents[2]
 GONE = 127  # what `status` says of ranks whose forker was killed: they went with it
@@ -28,14 +29,17 @@ class Forker:
     _lock = threading.Lock()
 
     @classmethod
-    def take(cls) -> Forker:
-        """The one that runs already, otherwise a new one. It ends when all who took it have given it back."""
+    def take(cls, users: int = 1) -> Forker:
+        """The one that runs already, otherwise a new one. It ends when all who took it have given it back.
+
+        users  0: it is only to be there, with torch imported, when the first `Ranks` are asked for
+        """
         with cls._lock:
             if cls._shared and not cls._shared[0].alive:
                 cls._shared.clear()
             if not cls._shared:
                 cls._shared.append(cls())
-            cls._shared[0].users += 1
+            cls._shared[0].users += users
             return cls._shared[0]
 
     def give_back(self) -> None:
@@ -47,6 +51,7 @@ class Forker:
                 self._finish()
 
     def __init__(self):
+        mark("fork server started")
         self.socket, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
@@ -62,12 +67,12 @@ class Forker:
     def alive(self) -> bool:
         return not self._state.over
 
-    def start(self, folder: Path, connection: str, log: str, env: dict[str, str]) -> int:
-        """Ask for a new rank; its number here. The folder is removed once the notebook is gone."""
+    def start(self, folder: Path, arguments: list[str], log: str, env: dict[str, str]) -> int:
+        """Ask for a new rank, `rank_kernel.main(*arguments)`; its number here. The folder is removed once the notebook is gone."""
         with self._state.changed:
             self._state.asked += 1
             rank = self._state.asked
-        self._say(start=rank, folder=str(folder), connection=connection, log=log, env=env, cwd=os.getcwd())
+        self._say(start=rank, folder=str(folder), arguments=arguments, log=log, env=env, cwd=os.getcwd())
         return rank
 
     def pid(self, rank: int) -> int:

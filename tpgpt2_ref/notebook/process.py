@@ -16,14 +16,14 @@ from .forker import GONE, Forker
 class RankProcess:
     """A running `rank_kernel.py`. One request at a time: `submit`, then `messages` until `done`."""
 
-    def __init__(self, rank: int, folder: Path, forker: Forker, env: dict[str, str]):
+    def __init__(self, rank: int, folder: Path, forker: Forker, env: dict[str, str], device: str):
         from jupyter_client.blocking import BlockingKernelClient
         from jupyter_client.connect import write_connection_file
 
         self.rank, self.forker, self.connection = rank, forker, str(folder / f"rank{rank}.json")
         write_connection_file(self.connection, transport="ipc", ip=str(folder / f"r{rank}"), key=uuid4().hex.encode())
         self.log = folder / f"rank{rank}.log"
-        self.number = forker.start(folder, self.connection, str(self.log), {
+        self.number = forker.start(folder, [self.connection, device], str(self.log), {
             **os.environ, **env, "JPY_PARENT_PID": str(forker.process.pid)})
         self.client = BlockingKernelClient(connection_file=self.connection)
         self.client.load_connection_file()

@@ -1,6 +1,6 @@
 """The process of one rank: an IPython kernel that joins the group, posts what it runs on the board, and streams rows.
 
-    python -m tpgpt2_ref.notebook.rank_kernel CONNECTION_FILE     with the variables of `torchrun.rank_env` set
+    python -m tpgpt2_ref.notebook.rank_kernel CONNECTION_FILE cpu|cuda     with the variables of `torchrun.rank_env` set
 
 `forker.py` starts it and `process.py` talks to it. Values and rows travel as display messages of the two types below.
 """
@@ -16,7 +16,10 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
+from ..parallel.launch import open_gpu
 from ..parallel.posts import Phase
+from ..parallel.times import mark
+from ..parallel.torchrun import torchrun_env
 
 ROW, VALUE = "application/vnd.tpgpt2.row", "application/vnd.tpgpt2.value"
 OWN = ("rank", "size", "device", "group", "board", "imagined")  # of a World: what no cell may change for the next
@@ -34,6 +37,7 @@ class RankSide:
 
         from ..parallel.world import World
 
+        mark("kernel is up")
         self.world, shell = World.join(device, timeout), get_ipython()
         if self.world.board:
             self.world.board.unit = "its cell"
@@ -43,6 +47,7 @@ class RankSide:
         self._restore()
         shell.events.register("pre_execute", self._begin)
         shell.events.register("post_execute", self._finish)
+        mark("joined")
 
     def _restore(self) -> None:
         vars(self.world).update(self.own)
@@ -123,7 +128,9 @@ class CPUPickler(pickle.Pickler):
         return NotImplemented
 
 
-def main(connection_file: str) -> None:
+def main(connection_file: str, device: str) -> None:
+    if device == "cuda":
+        open_gpu(torchrun_env().local_rank)
     from ipykernel.kernelapp import IPKernelApp
 
     class Kernel(IPKernelApp):
@@ -137,4 +144,4 @@ def main(connection_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -49,20 +49,23 @@ class Ranks:
         if device not in (None, "cpu", "cuda"):
             raise UserError(f"Ranks(device={device!r}): \"cpu\", \"cuda\" or None")
         self.share_gpu = share_gpu_is_set() if share_gpu is None else share_gpu
+        self._forker = Forker.take()  # it imports torch, while this process looks for GPUs
+        self._give_back = weakref.finalize(self, self._forker.give_back)
         gpus = gpu_count()
         enough = gpus >= (1 if self.share_gpu else size)
         if device == "cuda" and not enough:
+            self._give_back()
             raise UserError(f"Ranks({size}, device=\"cuda\") needs {size} GPUs, this machine has {gpus}: use "
                             "device=\"cpu\"" + (", or share_gpu=True to check that the code is right" if gpus else ""))
         self.size, self.device = size, device or ("cuda" if enough else "cpu")
         self.group_timeout, self.check = group_timeout, check
         self._crew: Crew | None = None
+        self._reserve: Crew | None = None  # the next one, complete: once one was lost, another may be
+        self._keeps_reserve = self.device == "cuda"  # where contexts and NCCL take seconds
         self._turn = threading.Lock()  # one request at a time
-        self._closed = self._unsure = False  # unsure: an interrupt came where it could not be put right
-        self._forker = Forker.take()
-        self._give_back = weakref.finalize(self, self._forker.give_back)
+        self._closed = self._lost = self._unsure = False  # unsure: an interrupt came where it could not be put right
         try:
-            self._start()
+            self._crew = self._new_crew()
             self._about = self.get("_rank.about()")
         except BaseException:
             self.close()
@@ -128,11 +131,11 @@ class Ranks:
         self._closed = True
         with uninterrupted():
             if self._crew is not None:
-                self._end.detach()
+                self._crew.over.detach()
                 self._crew.end()
                 if self._turn.acquire(blocking=False):  # otherwise whoever talks to them hangs up
                     try:
-                        self._crew.hang_up()
+                        self._hang_up()
                     finally:
                         self._turn.release()
             self._give_back()
@@ -143,21 +146,36 @@ class Ranks:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def _new_crew(self) -> Crew:
         """Start the processes; `_converse` waits for them."""
         if not self._forker.alive:
             self._give_back()
             self._forker = Forker.take()
             self._give_back = weakref.finalize(self, self._forker.give_back)
-        self._crew = Crew(self._forker, self.size, self.device, self.group_timeout, self.share_gpu, self.check)
-        self._end = weakref.finalize(self, self._crew.finish)
-        self._unsure = False
+        crew = Crew(self._forker, self.size, self.device, self.group_timeout, self.share_gpu, self.check)
+        crew.over = weakref.finalize(self, crew.finish)
+        return crew
 
     def _replace(self) -> None:
-        """Fresh ranks, which form their group while the reader reads."""
-        self._end()
+        """Fresh ranks: those in reserve, otherwise new ones, which form their group while the reader reads."""
+        self._crew.over()
+        if self._reserve is not None and (self._reserve.dead() or self._reserve.homeless):
+            self._reserve.over()
+            self._reserve = None
         if not self._closed:
-            self._start()
+            self._crew, self._reserve = self._reserve or self._new_crew(), None
+            self._lost, self._unsure = True, False
+
+    def _prepare(self) -> None:
+        """Let the reserve form its group; nothing waits for it."""
+        if self._keeps_reserve and self._reserve is None and not self._closed:
+            self._reserve = self._new_crew()
+
+    def _hang_up(self) -> None:
+        """Only from the thread that has the turn."""
+        self._crew.hang_up()
+        if self._reserve is not None:
+            self._reserve.over()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -186,9 +204,11 @@ class Ranks:
             self._unsure = True
             yield from Conversation(self).run(code, timeout, only)
             self._unsure = False
+            if self._lost:
+                self._prepare()
         finally:
             if self._closed:
-                self._crew.hang_up()
+                self._hang_up()
             self._turn.release()
 
 

@@ -32,7 +32,7 @@ class Show:
         """Everything that is left."""
         for rank in range(self.size):
             text = "".join(m["text"] for m in self.held[rank] if m["kind"] == "stream" and m["name"] == "stdout")
-            self.lines = [] if rank and text.count("\n") > FOLDED and _in_a_notebook() else None
+            self.lines = [] if rank and text.count("\n") > FOLDED and in_a_notebook() else None
             for message in self.held[rank]:
                 self._put(rank, message)
             self._flush(rank)
@@ -101,7 +101,7 @@ def last_state(line: str) -> str:
     return shown.rstrip()
 
 
-def _in_a_notebook() -> bool:
+def in_a_notebook() -> bool:
     from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None

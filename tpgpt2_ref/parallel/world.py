@@ -18,6 +18,7 @@ from ..errors import RankError, UserError
 from ..trace import Trace
 from .all_reduce import AllReduce, all_reduces
 from .board import Board
+from .times import mark
 from .torchrun import Rank, master, torchrun_env
 from .watched import watch
 
@@ -81,6 +82,7 @@ class World:
         if env is None or env.size == 1 and env.meeting is None:
             return cls.single(f"cuda:{env.local_rank if env else 0}" if device == "cuda" else device)
         where = _device(env) if device == "cuda" else torch.device("cpu")
+        mark(f"has its device, {where}")
         rank, size, meeting = env.rank, env.size, env.meeting
         at = str(meeting) if meeting else master()
         try:
@@ -92,12 +94,14 @@ class World:
             if "EADDRINUSE" in str(e) or "address already in use" in str(e).lower():
                 raise UserError(f"port {at.rpartition(':')[2]} is in use: set MASTER_PORT to a free one") from e
             raise RankError(f"rank {rank}: the group of {size} did not form at {at}: {str(e).splitlines()[0]}") from e
+        mark("process group")
         world = cls(rank, size, where, dist.group.WORLD, timeout=timeout)
         if meeting and (meeting / "order.board").exists():
             world.board = Board(meeting, rank, size, patience=timeout)
             watch(world.board)
             world.board.begin(cell=1)
         world.all_reduces = all_reduces(world, all_reduce)
+        mark("all-reduce algorithms")
         return world
 
     def close(self):

@@ -130,14 +130,16 @@ def notebook(*cells):
 
 
 def test_in_a_notebook():
-    _, magic, wrong, one, after, plot = notebook(
-        "from tpgpt2_ref.notebook import LivePlot, Ranks\nranks = Ranks(2, device='cpu')",
+    ready, magic, wrong, one, after, plot = notebook(
+        "from tpgpt2_ref.notebook import LivePlot, Ranks\nfrom tpgpt2_ref.notebook.forker import Forker\n"
+        "early = Forker.take(users=0)\nranks = Ranks(2, device='cpu')\nprint(early is ranks._forker)",
         "%%ranks\nprint('rank', world.rank)",
         "%%ranks\n" + DEADLOCK,
         "%%rank 1\nfor i in range(20): print('<b>', i)",
         "ranks.get('world.rank')",
         "live = LivePlot(lambda ax, rows: ax.plot([r['i'] for r in rows]))\n"
         "for row in ranks.stream('for i in range(3): emit(i=i)'):\n    live.add(row)")
+    assert ready[-1].text.endswith("True\n")
     assert magic[0].text == "rank 0 │ rank 0\nrank 1 │ rank 1\n"
     shown = "\n".join(wrong[-1].traceback)
     assert wrong[-1].output_type == "error" and "ValueError" in shown and "rank 1 waits in barrier" in shown

@@ -169,6 +169,25 @@ def test_a_rank_that_dies(ranks):
     assert ranks.get("world.rank") == [0, 1]
 
 
+def test_ranks_in_reserve_take_over_and_may_die_too(ranks):
+    ranks._keeps_reserve = True
+    try:
+        for spoil in (False, True):
+            with pytest.raises(RankError, match="Fresh"):
+                ranks.run("import os\nif world.rank: os._exit(1)")
+            assert ranks.get("world.rank") == [0, 1]
+            reserve = [p.pid for p in ranks._reserve.processes]
+            if spoil:
+                os.kill(reserve[0], signal.SIGKILL)
+                time.sleep(0.2)
+            with pytest.raises(RankError, match="Fresh"):
+                ranks.run("import os\nif world.rank: os._exit(1)")
+            assert (pids(ranks) == reserve) == (not spoil) and ranks.get("world.rank") == [0, 1]
+            ranks.run(SUM)
+    finally:
+        ranks._keeps_reserve = False
+
+
 @pytest.mark.parametrize("killed", [True, False])
 def test_nothing_is_left_when_the_owner_ends(killed):
     """Killed while one rank computes and the other is blocked in a collective; or at its own end."""
