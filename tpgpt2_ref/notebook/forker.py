@@ -68,7 +68,7 @@ class Forker:
         return not self._state.over
 
     def start(self, folder: Path, arguments: list[str], log: str, env: dict[str, str]) -> int:
-        """Ask for a new rank, `rank_kernel.main(*arguments)`; its number here. The folder is removed once the notebook is gone."""
+        """Ask for a new rank, `rank_kernel.main(*arguments)`; its number here. Its folder goes with the notebook."""
         with self._state.changed:
             self._state.asked += 1
             rank = self._state.asked
