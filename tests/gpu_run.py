@@ -133,9 +133,14 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
 
 
 def traces(ours, out: Path, tps: list[int]) -> list[Step]:
-    """Timelines of both plans."""
+    """Timelines of both plans, and of a prefill in one piece and in two halves."""
     found = []
     for tp in tps:
+        for rung in ("fused", "halves") if tp > 1 else ():
+            name = f"trace-tp{tp}-{rung}"
+            found.append(Step(name, ours("trace", "--model", "random:gpt2-xl", "--tp", tp, "--rung", rung, "--batch", 8,
+                                         "--prompt-len", 1000, "--graph", "--json", "--out",
+                                         out / f"{name}.trace.json"), 120, tp))
         for plan in ("shipped", "as-drawn") if tp > 1 else ("shipped",):
             for phase, graph in (("prefill", []), ("decode", []), ("decode", ["--graph"])):
                 name = "-".join([f"trace-tp{tp}", plan, phase, *(["graph"] if graph else [])])
@@ -160,7 +165,8 @@ def merge(out: Path) -> None:
 
 
 def merge_traces(out: Path) -> None:
-    """Put the timelines into one file a machine: a row says which forward it is of."""
+    """Put the timelines into one file a machine: a row says which forward it is of. Of prefills with fused kernels, in
+    one piece and in halves, a few layers go into `hidden`."""
     of = ("model", "dtype", "tp", "plan", "phase", "batch", "prompt_len", "graph", "backend")
     runs = {}
     for path in sorted(out.glob("trace-*.out")):
@@ -168,11 +174,15 @@ def merge_traces(out: Path) -> None:
             said = json.loads(path.read_text())
         except ValueError:
             continue  # its step failed, or has not ended
-        forward = {k: said[k] for k in of} | {"model": said["model"].removeprefix("random:")}
+        forward, rows = {k: said[k] for k in of} | {"model": said["model"].removeprefix("random:")}, said["rows"]
+        name = "timeline"
+        if (rung := said.get("rung")) in ("fused", "halves"):
+            name, forward["rung"] = "hidden", rung
+            rows = [r for r in rows if re.match(r"h\.[5-8]\.", r["layer"]) and r["kind"] != "instant"]
         when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
-        run = runs.setdefault(said["machine"]["slug"], results.Run("timeline", said["machine"], [], when))
+        run = runs.setdefault((said["machine"]["slug"], name), results.Run(name, said["machine"], [], when))
         run.rows.extend(forward | {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
-                        for row in said["rows"])
+                        for row in rows)
     for run in runs.values():
         results.save(run, out / "results")
 

@@ -137,8 +137,12 @@ def test_timelines_become_one_file(tmp_path):
         said = {"machine": card, "model": "random:gpt2", "dtype": "bfloat16", "tp": 2, "plan": plan, "phase": "prefill",
                 "batch": 8, "prompt_len": 512, "graph": False, "backend": "NAIVE", "rows": [row]}
         (tmp_path / f"trace-tp2-{plan}-prefill.out").write_text(json.dumps(said))
+    layers = [{**row, "layer": f"h.{i}.mlp", "kind": kind} for i in (4, 5, 8, 9, 50) for kind in ("compute", "instant")]
+    (tmp_path / "trace-tp2-halves.out").write_text(json.dumps({**said, "rung": "halves", "rows": layers}))
     (tmp_path / "trace-tp2-shipped-decode.out").write_text("")
     gpu_run.merge_traces(tmp_path)
+    (hidden,) = results.recorded("hidden", tmp_path / "results")
+    assert [(r["layer"], r["rung"]) for r in hidden.rows] == [("h.5.mlp", "halves"), ("h.8.mlp", "halves")]
     (run,) = results.recorded("timeline", tmp_path / "results")
     assert [(r["plan"], r["us"]) for r in run.rows] == [("as-drawn", 1.235), ("shipped", 1.235)]
     assert run.rows[0]["model"] == "gpt2"

@@ -12,6 +12,7 @@ def answers(key: str) -> dict:
         "slower-link": lambda: rows.slowdown("nccl/host-memory", rows.TOKEN),
         "xl-on-two": lambda: speedup("gpt2-xl", 2),
         "decode-floor": decode_floor_us,
+        "bare-sums": lambda: 100 * bare_sums(),
     }[key]()
     return {"answer": float(f"{value:.3g}"), "tolerance": 0.2}
 
@@ -31,3 +32,10 @@ def decode_floor_us(batch: int = 1, context: int = 192) -> float:
     from .decode import copy_gb_per_s, step_bytes
 
     return step_bytes("gpt2", batch, context) / copy_gb_per_s() / 1e3
+
+
+def bare_sums() -> float:
+    """The part of XL's prefill of 8 prompts of 1,000 tokens on two GPUs that one rank's own part does not take."""
+    found = {r["sum"] == "none": r["wall_us_median"] for r in rows.only(
+        rows.run("prefill", 2).rows, model="gpt2-xl", tp=2, rung="fused", batch=8, prompt_len=1000)}
+    return 1 - found[True] / found[False]

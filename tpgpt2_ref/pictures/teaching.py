@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import matrices, messages, svg
+from . import hidden, matrices, messages, svg
 
 BOOK = Path(__file__).parents[2] / "book"
 # page: (its number or name, its question)
@@ -78,6 +78,10 @@ PICTURES = {
         "Two lanes side by side, rank 0 and rank 1: LayerNorm, c_attn by columns, attention over 6 heads, c_proj by "
         "rows, then an all-reduce over both; LayerNorm, c_fc with GELU, c_proj, and a second all-reduce."),
         messages.rank_lanes),
+    "hidden-sums": ("Two halves in turn: one's sum under the other's products", (
+        "Two charts of one rank, with a lane of products and a lane of sums. In one piece they alternate: attention, "
+        "sum, MLP, sum, and the products' lane has gaps. In halves A and B the products' lane is full: while A's sum "
+        "runs, B computes. The second chart ends earlier."), hidden.hidden_sums),
     "allreduce-floor-slope": ("A sum has a floor, and then a slope", (
         "Time of an all-reduce over its bytes, both logarithmic, for NCCL and for push on two H200. Both are flat up "
         "to tens of kilobytes, push far below NCCL; for megabytes the time grows with the bytes."),
