@@ -10,11 +10,11 @@ SHORT = ("cell:raises,cell:killed,cell:never joins,cell:shapes ?2*,cell:float32 
 
 def test_one_try_of_each_kind(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(faults, "MALFORMED_A_TRY", 10)
-    assert faults.main(["--tries", "1", "--only", SHORT, "--out", str(tmp_path)]) == 0, \
+    assert faults.main(["--tries", "1", "--workers", "2", "--only", SHORT, "--out", str(tmp_path)]) == 0, \
         capsys.readouterr()
     run, = results.recorded("faults", tmp_path)
     assert len(run.rows) == 14 and {row["group"] for row in run.rows} == {kind.group for kind in KINDS}
-    assert all(row["recovered"] == row["said"] == row["tries"] for row in run.rows)
+    assert all(row["recovered"] == row["said"] == row["tries"] and row["side_by_side"] == 2 for row in run.rows)
     assert faults.main(["--only", "cell:raises", "--tries", "2", "--out", str(tmp_path)]) == 0
     again, = results.recorded("faults", tmp_path)
     assert [row["tries"] for row in again.rows if row["fault"] == "raises"] == [2] and len(again.rows) == 14
