@@ -53,6 +53,12 @@ def cell(name: str, code: str, says: str = "", devices=("cpu", "cuda"), timeout=
                 re.compile(says), devices)
 
 
+# What DTensor and compiled code call: it goes past Python, so past the board
+PAST = """ops, group = torch.ops._c10d_functional, dist.group.WORLD.group_name
+def sum_up(x):
+    return ops.wait_tensor(ops.all_reduce(x, "sum", group)).tolist()
+def gather(x):
+    return ops.wait_tensor(ops.all_gather_into_tensor(x, 2, group)).tolist()"""
 WAITS = "rank 0 waits in all_reduce #.*rank 1 ended its cell"
 CELLS = [
     cell("raises", "if world.rank: raise ValueError('boom')\nbarrier(world)", "rank 1: ValueError: boom"),
@@ -87,7 +93,17 @@ CELLS = [
       for a, b in (("float32", "float64"), ("float32", "int32"), ("bfloat16", "float16"))),
     cell("different roots", "dist.broadcast(torch.ones(4, device=here), world.rank)",
          "rank 0 on rank 0.*rank 1 on rank 1"),
-    cell("receives what nobody sends", "if not world.rank: dist.recv(torch.ones(1), 1)", "in recv", ("cpu",), 2.0),
+    cell("receives what nobody sends", "if not world.rank: dist.recv(torch.ones(1, device=here), 1)",
+         "rank 0 waits in recv #1 of 1 → 0.*rank 1 ended its cell"),
+    cell("both send first", "x = torch.ones(3, device=here)\ndist.send(x, 1 - world.rank)\n"
+         "dist.recv(x, 1 - world.rank)",
+         "rank 0 waits in send #1.*rank 1 waits in send #1"),
+    cell("another length than was sent", "x = torch.ones(3 - world.rank, device=here)\n"
+         "dist.send(x, 1) if not world.rank else dist.recv(x, 0)", "#1 of 0 → 1 is message of 3 numbers on rank 0"),
+    cell("never joins, past the board", f"{PAST}\nif not world.rank: sum_up(torch.ones(4, device=here))",
+         "rank 0 (called|waits in) all_reduce #1, float32 \\(4,\\); rank 1 ended its cell without any"),
+    cell("another operation, past the board", f"{PAST}\nx = torch.ones(4, device=here)\n"
+         "gather(x) if world.rank else sum_up(x)", "#1 is all_reduce of .* on rank 0 and all_gather of .* on rank 1"),
     cell("time is up", "while True: pass", "no answer after 1 s", timeout=1.0),
     cell("destroys its group", "if world.rank: dist.destroy_process_group()", "rank 1 left its group"),
     cell("closes its world", "world.close()", "left its group"),

@@ -12,6 +12,8 @@ from .show import CellError
 GRACE = 1.0  # seconds that the others get to end by themselves once a rank has failed, and again once interrupted
 CERTAIN = 1.0  # seconds that a deadlock is looked at before it is called one: the ranks mostly say it themselves
 LOOK = 0.2  # seconds between two looks at the board
+RECORDER = 0.5  # seconds until the flight recorders are looked at, and again when a rank has ended its cell. A look
+SELDOM = 2.0  # costs a rank a moment, so the pauses double, up to this once one has ended
 SPEECHLESS = 5.0  # seconds after which a rank that has ended its cell should have answered
 IN_STEP = 5.0  # seconds for one small collective, on a machine that may be busy
 FRESH = "Fresh ranks replace the old ones, and what was defined on those is gone"
@@ -24,6 +26,7 @@ class Conversation:
         self.ranks, self.crew = ranks, ranks._crew
         self.found: str | None = None  # what the board tells about a cell that will never end
         self.seen, self.seen_at, self.looked_at = None, 0.0, 0.0
+        self.recorded, self.recorded_at, self.pause, self.ended = None, time.monotonic(), RECORDER, False
 
     def run(self, code: str, timeout: float, only: tuple[int, ...] | None) -> Iterator[tuple[int, dict]]:
         """Yield (rank, message); then raise what went wrong, once the ranks are usable again."""
@@ -78,11 +81,21 @@ class Conversation:
                       and states[p.rank].phase >= Phase.ENDED and p.asleep(SPEECHLESS)]:
             self.found = f"rank {silent[0]} has ended its cell and does not answer"
             return True
+        seen = seen or self._recorded(states)
         if seen is None or seen != self.seen:
             self.seen, self.seen_at = seen, now
         elif now - self.seen_at > CERTAIN:
             self.found = seen
         return self.found is not None
+
+    def _recorded(self, states) -> str | None:
+        """What the flight recorders tell, looked up now and then."""
+        if not self.ended and any(s.cell == self.crew.cell and s.ended for s in states.values()):
+            self.ended, self.pause = True, RECORDER
+        if states and time.monotonic() - self.recorded_at > self.pause:
+            self.recorded = self.crew.recorded_trouble()
+            self.recorded_at, self.pause = time.monotonic(), min(2 * self.pause, SELDOM if self.ended else 60.0)
+        return self.recorded
 
     def _check(self, timeout: float) -> None:
         """Raise what went wrong, once the ranks are usable again."""

@@ -11,6 +11,7 @@ from ..errors import RankError
 from ..parallel.board import ORDER, Board, Page
 from ..parallel.posts import Phase, State, after, circle, trouble
 from ..parallel.private import PrivateFolder
+from ..parallel.recorder import ask
 from ..parallel.times import mark
 from ..parallel.torchrun import rank_env
 from .forker import Forker
@@ -90,6 +91,15 @@ class Crew:
     def trouble(self) -> str | None:
         """What is wrong with the collectives that this cell has run, or can never finish."""
         return trouble({rank: s.moved for rank, s in self.states().items()}, self.cell, absent=self.absent)
+
+    def recorded_trouble(self) -> str | None:
+        """The same of what PyTorch's flight recorder knows: collectives that went past the board. It takes a moment."""
+        states = {rank: s for rank, s in self.states().items() if s.cell == self.cell}
+        posts = ask(self.folder.path, states)
+        if len(posts) < len(states):
+            return None
+        return trouble({rank: replace(s, posts=posts[rank], waiting=None) for rank, s in states.items()}, self.cell,
+                       absent=self.absent)
 
     def circle(self) -> str | None:
         return circle(self.states(), self.cell, self.absent) if self.pages else None

@@ -10,6 +10,7 @@ import base64
 import faulthandler
 import io
 import json
+import os
 import pickle
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..parallel.launch import open_gpu
 from ..parallel.posts import Phase
+from ..parallel.recorder import Recorder
 from ..parallel.times import mark
 from ..parallel.torchrun import torchrun_env
 
@@ -38,9 +40,12 @@ class RankSide:
         from ..parallel.world import World
 
         mark("kernel is up")
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that the flight recorder remembers
         self.world, shell = World.join(device, timeout), get_ipython()
-        if self.world.board:
-            self.world.board.unit = "its cell"
+        self.recorder = None
+        if board := self.world.board:
+            board.unit = "its cell"
+            self.recorder = Recorder(board.folder, board.rank, board.size)
         self.own = {name: getattr(self.world, name) for name in OWN}
         self.names = dict(world=self.world, torch=torch, emit=self.emit, exit=Exit(), quit=Exit(), _rank=self)
         self.shell = shell
@@ -60,6 +65,7 @@ class RankSide:
             if who >> self.world.rank & 1:
                 board.off = False
                 board.begin(cell)
+                self.recorder.begin()
 
     def _finish(self) -> None:
         """A cell has ended when its GPU work has: a collective that a peer never joined must not look done."""

@@ -7,5 +7,6 @@
     embedding.py     VocabParallelEmbedding, ParallelLMHead
     launch.py        N ranks on this machine, without torchrun; private.py the folder where they meet
     board.py         what each rank runs, readable by all: ranks agree before data moves; posts.py what is wrong;
-                     watched.py torch.distributed's own calls on it
+                     watched.py torch.distributed's own calls on it; recorder.py what PyTorch's flight recorder knows
+    times.py         where the seconds of a start go
 """

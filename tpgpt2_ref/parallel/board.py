@@ -33,29 +33,32 @@ EVERYBODY = 2**64 - 1
 
 
 class Header(NamedTuple):
-    """What changes all the time, in 64 bits: cell 24, phase 3, whether the last post waits 1, posts 36."""
+    """What changes all the time, in 64 bits: cell 24, phase 3, whether the last post waits 1, refusals 8, posts 28."""
 
     cell: int
     phase: int
     waits: bool
+    refusals: int  # posts that were changed afterwards
     count: int  # posts in this cell
 
     def word(self) -> int:
-        return (self.cell % 2**24) << 40 | self.phase << 37 | self.waits << 36 | self.count
+        return ((self.cell % 2**24) << 40 | self.phase << 37 | self.waits << 36 | (self.refusals % 2**8) << 28
+                | self.count)
 
     @classmethod
     def of(cls, word: int) -> Header:
-        return cls(word >> 40, word >> 37 & 7, bool(word >> 36 & 1), word % 2**36)
+        return cls(word >> 40, word >> 37 & 7, bool(word >> 36 & 1), word >> 28 & 255, word % 2**28)
 
 
 class Page:
-    """One rank's part of the board. The rank itself writes it, others read it."""
+    """One rank's part of the board. The rank itself writes it, others read it; what they have read once they keep."""
 
     def __init__(self, folder: Path, rank: int, write: bool = False):
         with (folder / f"rank{rank}.board").open("r+b" if write else "rb") as file:
             access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
             self.memory = mmap.mmap(file.fileno(), HEADER + SLOTS * SLOT, access=access)
         self.words = memoryview(self.memory).cast("Q")
+        self.read_of, self.posts = (0, 0), {}  # (cell, refusals), {i: post i}
 
     def header(self) -> Header:
         return Header.of(self.words[0])
@@ -64,29 +67,37 @@ class Page:
         """All of it. A page that is written meanwhile is read again, a few times."""
         for _ in range(5):
             before = self.header()
-            posts = [self.post(i) for i in range(max(0, before.count - SLOTS), before.count)]
-            if None not in posts and self.header()[0::3] == before[0::3]:
+            posts = [self.post(i, before) for i in range(max(0, before.count - SLOTS), before.count)]
+            if None not in posts and self.header()[::4] == before[::4]:
                 break
         waiting = posts[-1] if before.waits and posts else None
         return State(before.cell, Phase(before.phase), tuple(p for p in posts if p), waiting)
 
     def find(self, channel: str, number: int) -> Post | None:
         """One post of the current cell, if it is here yet."""
-        count = self.header().count
-        for i in range(count - 1, max(0, count - SLOTS) - 1, -1):
-            post = self.post(i)
+        header = self.header()
+        for i in range(header.count - 1, max(0, header.count - SLOTS) - 1, -1):
+            post = self.post(i, header)
             if post and post.channel == channel and post.number <= number:
                 return post if post.number == number else None
         return None
 
-    def post(self, i: int) -> Post | None:
-        """Slot i, None while it is half written."""
+    def post(self, i: int, header: Header) -> Post | None:
+        """Post i of the header's cell, None while it is half written."""
+        if self.read_of != (header.cell, header.refusals):
+            self.read_of, self.posts = (header.cell, header.refusals), {}
+        if post := self.posts.get(i):
+            return post
         at = HEADER + i % SLOTS * SLOT
         try:
             *fields, members = json.loads(self.memory[at:at + SLOT].rstrip(b"\0"))
-            return Post(*fields, members=tuple(members))
         except ValueError:
             return None
+        post, now = Post(*fields, members=tuple(members)), self.header()
+        if now[::3] == header[::3] and now.count < i + SLOTS:  # of this cell, not refused, not written over meanwhile
+            self.posts[i] = post
+            self.posts.pop(i - SLOTS, None)
+        return post
 
     def write_header(self, header: Header) -> None:
         self.words[0] = header.word()
@@ -107,6 +118,7 @@ class Board:
     unit: str = "its run"  # in a notebook "its cell"
     cell: int = 0
     phase: Phase = Phase.IDLE
+    refusals: int = 0
     count: int = 0
     waits: bool = False
     off: bool = False
@@ -131,7 +143,8 @@ class Board:
 
     def begin(self, cell: int) -> None:
         with self.lock:
-            self.cell, self.phase, self.count, self.waits, self.channels = cell, Phase.RUNNING, 0, False, {}
+            self.cell, self.phase, self.waits, self.channels = cell, Phase.RUNNING, False, {}
+            self.count = self.refusals = 0
             self.left_behind = weakref.WeakSet(t for t in threading.enumerate() if t is not threading.current_thread())
             self._header()
 
@@ -164,9 +177,10 @@ class Board:
                             "collectives")
         with self.lock:
             number, before = self.channels.get(channel, (0, 0))
-            chain = crc32(repr((op, dtype, shape, detail)).encode(), before)
-            post = Post(number + 1, op, dtype[:24], shape[:64], detail[:24], layer[:64], line, chain, channel[:32],
+            post = Post(number + 1, op, dtype[:24], shape[:64], detail[:24], layer[:64], line, 0, channel[:32],
                         members=members)
+            chain = crc32(repr((*post.signature[:1], dtype, shape, detail)).encode(), before)
+            post = replace(post, chain=chain)
             self.channels[channel] = post.number, chain
             slot = self.count
             self.pages[self.rank].write_post(slot, post)
@@ -176,7 +190,10 @@ class Board:
         try:
             self._agree(post, wait)
         except BaseException:
-            self.pages[self.rank].write_post(slot, replace(post, refused=True))
+            with self.lock:
+                self.pages[self.rank].write_post(slot, replace(post, refused=True))
+                self.refusals += 1
+                self._header()
             if self.channels.get(channel) == (post.number, chain):
                 self.channels[channel] = post.number, before
             raise
@@ -206,6 +223,8 @@ class Board:
                 return False
             raise OutOfStep(f"rank {self.rank} waits in {post}; rank {rank} does not run this cell")
         theirs = self.pages[rank].find(post.channel, post.number) if header.count else None
+        if theirs is None and post.op == "send" and self.pages[rank].read().takes_any:
+            return True
         if theirs is None and header.phase < Phase.ENDING:
             state = self.pages[rank].read() if header.count >= SLOTS else State()
             last = state.last(post.channel)
@@ -225,7 +244,8 @@ class Board:
         return trouble(states, self.cell, self.unit, tuple(r for r in range(self.size) if not who >> r & 1))
 
     def _header(self) -> None:
-        self.pages[self.rank].write_header(Header(self.cell, self.phase, self.waits, self.count))
+        self.pages[self.rank].write_header(Header(self.cell, self.phase, self.waits, self.refusals,
+                                                   self.count))
 
 
 def cell_line() -> int:

@@ -45,7 +45,8 @@ class Post:
 
     @property
     def signature(self) -> tuple[str, ...]:
-        return self.op, self.dtype, self.shape, self.detail
+        """What all members must announce alike. A send and its recv are one message."""
+        return "message" if self.op in ("send", "recv") else self.op, self.dtype, self.shape, self.detail
 
     @property
     def name(self) -> str:
@@ -76,6 +77,11 @@ class State:
         """Without the posts that were refused: what a group has really run, or is about to."""
         return replace(self, posts=tuple(p for p in self.posts if not p.refused))
 
+    @property
+    def takes_any(self) -> bool:
+        """Whether the rank has called a recv from any rank: nobody knows then which send it takes."""
+        return any(p.op == "recv" and len(p.members) == 1 for p in self.posts)
+
     def last(self, channel: str = "") -> Post | None:
         return next((p for p in reversed(self.posts) if p.channel == channel), None)
 
@@ -95,9 +101,11 @@ def trouble(states: dict[int, State], cell: int, unit: str = "its cell", absent:
     here = {rank: s for rank, s in states.items() if s.cell == cell and rank not in absent}
     for channel in sorted({p.channel for s in here.values() for p in s.posts}):
         members = next(p.members for s in here.values() for p in s.posts if p.channel == channel) or tuple(states)
+        if channel.find(" → ") > 0 and members[-1] in here and here[members[-1]].takes_any:
+            continue
         last = {r: here[r].last(channel) for r in members if r in here}
         for number in range(1, max(p.number for p in last.values() if p) + 1):
-            posts = {r: p for r in last if (p := here[r].find(channel, number))}
+            posts = {r: p for r in sorted(last) if (p := here[r].find(channel, number))}
             if len({p.signature for p in posts.values()}) > 1:
                 return difference(posts)
             gone = [r for r in members if r not in posts and (r in absent or r in here and here[r].lacks(number))]

@@ -2,11 +2,13 @@
 
 Every call in Python goes through a method of `ProcessGroup`; while `watch` is on, each first posts itself. A call that
 is not asynchronous waits for the others' posts. One that is only posts, and compares with those who came before:
-what it leaves unmatched is seen at the end of the cell. Unseen: calls made in C++ (functional collectives, DDP's
-reducer) and replays of CUDA graphs.
+what it leaves unmatched is seen at the end of the cell. A send and its recv are posts of the two alone; to a rank that
+receives from any, whatever is sent may be right. Unseen: calls made in C++ (functional collectives, DDP's reducer) and
+replays of CUDA graphs.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,10 +34,13 @@ ROOTED = ("broadcast", "reduce", "gather", "scatter")
 
 
 def watch(board: Board) -> None:
-    """Let every collective of this process post itself on the board, from now on."""
+    """Let every collective and message of this process post itself on the board, from now on."""
     for method, (op, same) in METHODS.items():
         if original := getattr(dist.ProcessGroup, method, None):
             setattr(dist.ProcessGroup, method, _posting(board, original, op, same))
+    for op in ("send", "recv"):
+        setattr(dist.ProcessGroup, op, _posting_message(board, getattr(dist.ProcessGroup, op), op))
+    dist.ProcessGroup.recv_anysource = _posting_from_any(board, dist.ProcessGroup.recv_anysource)
 
 
 def _posting(board: Board, original, op: str, same: int | None):
@@ -51,6 +56,44 @@ def _posting(board: Board, original, op: str, same: int | None):
 
     call.__name__ = call.__qualname__ = getattr(original, "__name__", op)
     return call
+
+
+def _posting_message(board: Board, original, op: str):
+    def call(group, tensors, peer, tag=0, *args, **kwargs):
+        if board.silent:
+            return original(group, tensors, peer, tag, *args, **kwargs)
+        peer_rank = dist.get_global_rank(group, peer)
+        members = (board.rank, peer_rank) if op == "send" else (peer_rank, board.rank)
+        channel = f"{members[0]} → {members[1]}" + (f", tag {tag}" if tag else "")
+        if group.size() != board.size:
+            channel += f" in {_channel(board, group)[0]}"
+        count = sum(t.numel() for t in _tensors([tensors]))
+        board.post(op, _dtype(tensors), f"{count:,} number{'s' * (count != 1)}", "", "", cell_line(), channel, members,
+                   wait=_blocks())
+        return original(group, tensors, peer, tag, *args, **kwargs)
+
+    call.__name__ = call.__qualname__ = op
+    return call
+
+
+def _posting_from_any(board: Board, original):
+    def recv_anysource(group, *args, **kwargs):
+        if not board.silent:
+            tensors = list(_tensors(args))
+            board.post("recv", _dtype(tensors), "", "", "", cell_line(), f"any → {board.rank}", (board.rank,))
+        return original(group, *args, **kwargs)
+
+    return recv_anysource
+
+
+def _blocks() -> bool:
+    """Whether this send or recv is `dist.send` or `dist.recv`, which wait, not isend or irecv."""
+    frame = sys._getframe(2)
+    while frame is not None and "distributed" in frame.f_code.co_filename:
+        if frame.f_code.co_name in ("send", "recv"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _channel(board: Board, group) -> tuple[str, tuple[int, ...]]:

@@ -50,6 +50,10 @@ WRONG = {
         "^#1 is all_reduce of float32 on rank 0 .* and of int32 on rank 1",
     "dist.barrier()\ndist.barrier() if world.rank else dist.all_reduce(torch.ones(1))":
         "^#2 is all_reduce of float32 \\(1,\\) on rank 0 \\(line 4\\) and barrier on rank 1 \\(line 4\\)$",
+    "if world.rank: dist.recv(torch.ones(3), 0)":
+        "^rank 1 waits in recv #1 of 0 → 1, float32 3 numbers, line 3; rank 0 ended its cell without any$",
+    "dist.recv(torch.ones(3), 1) if not world.rank else dist.send(torch.ones(3).int(), 0)":
+        "^#1 of 1 → 0 is message of float32 on rank 0 .* and of int32 on rank 1",
     "dist.broadcast(torch.ones(1), world.rank)": "^#1 is broadcast of rank 0 on rank 0 .* and of rank 1 on rank 1",
     "dist.all_reduce(torch.ones(1), (dist.ReduceOp.SUM, dist.ReduceOp.MAX)[world.rank])": "of max on rank 1",
 }
@@ -73,6 +77,43 @@ def test_an_unmatched_collective_left_behind_is_noticed(ranks):
     with pytest.raises(RankError, match="^rank 1 called all_reduce #1, .* line 2; rank 0 ended its cell .*Fr"):
         ranks.run(IMPORT + "work = dist.all_reduce(torch.ones(1), async_op=True) if world.rank else time.sleep(0.5)")
     assert ranks.get("world.size") == [2, 2] and not any(map(is_running, old))
+
+
+PAST = """import torch.distributed as dist
+ops, group = torch.ops._c10d_functional, dist.group.WORLD.group_name
+def sum_up(x):
+    return ops.wait_tensor(ops.all_reduce(x, "sum", group)).tolist()
+def gather(x):
+    return ops.wait_tensor(ops.all_gather_into_tensor(x, 2, group)).tolist()
+"""
+
+
+@pytest.mark.parametrize("code, said", [
+    ("sum_up(torch.ones(2))\nif world.rank: sum_up(torch.ones(3))",
+     "rank 1 called all_reduce #2, float32 \\(3,\\); rank 0 ended its cell after #1"),
+    ("sum_up(torch.ones(2))\nsum_up(torch.ones(3)) if world.rank else gather(torch.ones(3))",
+     "#2 is all_gather of .* on rank 0 and all_reduce of float32 \\(3,\\) on rank 1"),
+])
+def test_what_goes_past_the_board_is_in_the_flight_recorder(ranks, code, said):
+    begin = time.monotonic()
+    with pytest.raises(RankError, match=said):
+        ranks.run(PAST + code, timeout=20)
+    assert time.monotonic() - begin < 6 and ranks.get("world.rank") == [0, 1]
+
+
+def test_ranks_that_both_send_first(ranks):
+    begin = time.monotonic()
+    with pytest.raises(RankError, match="rank 0 waits in send #1 of 0 → 1, .* line 3; rank 1 waits in send #1 of 1"):
+        ranks.run(IMPORT + "x = torch.ones(3)\ndist.send(x, 1 - world.rank)\ndist.recv(x, 1 - world.rank)")
+    assert time.monotonic() - begin < 5 and ranks.get("world.rank") == [0, 1]
+
+
+def test_messages_that_match(ranks):
+    ranks.run(IMPORT + "x, other = torch.zeros(3), 1 - world.rank\nwork = dist.isend(torch.ones(3), other)\n"
+              "dist.recv(x, other); work.wait()\n"
+              "dist.recv(x) if world.rank else dist.send(x + 1, 1)  # from any rank\n"
+              "dist.recv(x, 0, tag=3) if world.rank else dist.send(x + 2, 1, tag=3)")
+    assert [x.tolist() for x in ranks.get("x")] == [[1, 1, 1], [3, 3, 3]]
 
 
 def test_what_a_cell_may_do_to_its_names_and_itself(ranks):

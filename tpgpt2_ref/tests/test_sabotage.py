@@ -11,6 +11,7 @@ from tpgpt2_ref.course.sabotage.illnesses import BUGS, HEALTHY
 from tpgpt2_ref.course.sabotage.patient import NAMES, POINTS, SIGNS
 from tpgpt2_ref.course.sabotage.ward import admitted
 from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.notebook import Ranks
 from tpgpt2_ref.tests.test_house import PACKAGE
 
 WARD = "__import__('tpgpt2_ref.course.sabotage.ward', fromlist=['_'])"
@@ -75,6 +76,17 @@ def test_every_bug_has_its_signs_in_every_layer(ranks):
                       f"for w in [{WARD}] for i, b in enumerate(w.BUGS) for layer in range(3)]")
     assert found[0] == found[1] and len(found[0]) == 3 * len(BUGS)
     assert [(name, signs) for name, signs in found[0] if signs != {**HEALTHY, **BY_NAME[name].signs}] == []
+
+
+@pytest.mark.gpus(2)
+def test_every_bug_has_its_signs_on_gpus():
+    with Ranks(2, device="cuda") as ranks:
+        found = ranks.get(f"[(b.name, w.signs(w.examine(w.Case(b, 1, w.admitted(i).prompts), world))) "
+                          f"for w in [{WARD}] for i, b in enumerate(w.BUGS)]")
+        healthy = ranks.get(f"[w.signs(w.examine(w.Case(None, 0, w.admitted(s).prompts), world)) "
+                            f"for w in [{WARD}] for s in range(9)]")
+    assert [(name, signs) for name, signs in found[0] if signs != {**HEALTHY, **BY_NAME[name].signs}] == []
+    assert found[0] == found[1] and healthy == [[HEALTHY] * 9] * 2
 
 
 def test_the_healthy_are_never_called_sick(ranks):

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from ...parallel.collectives import all_gather, all_reduce
-from ...parallel.linear import parameter
 
 HEALTHY = {"hangs": False, "repeats": True, "shapes": "right", "sums": 0, "gathers": 0, "begins": "nowhere",
            "alike": False, "cache": "right", "agree": True}
@@ -71,8 +70,8 @@ def unpadded_vocabulary(model, whole, layer, world):
     wte = model.wte
     wte.local = wte.vocab_size // world.size
     wte.start = world.rank * wte.local
-    wte.weight = parameter(wte.local, wte.weight.shape[1]).to(wte.weight)
-    wte.weight.copy_(whole.wte.weight[wte.start : wte.start + wte.local])
+    rows = whole.wte.weight[wte.start : wte.start + wte.local].clone()
+    wte.weight = torch.nn.Parameter(rows, requires_grad=False)
     model.lm_head.weight = wte.weight
 
 
