@@ -1,17 +1,18 @@
 """Hiding a sum: two halves of a batch go through the layers in turn, and one's sums run under the other's products.
 
-    products   A attn | B attn | A MLP | B MLP | A attn | ...     the current stream
-    sums              |   A    |   B   |   A   |   B    | ...     a stream of their own
+    lane A   products | sum  | products | sum  | products | ...     the current stream
+    lane B            | products | sum  | products | sum  | ...     a second one
 
-`prefill_layers` computes, and stops at each sum. `whole` waits there: the plain twin. `in_turn` starts the sum and goes
-on with the other half. Both give each half the same numbers, to the bit.
-What must hold: a half goes on only behind its own sum, and every rank starts the same sums in the same order.
+`prefill_layers` computes, and stops at each sum. `whole` waits there: the plain twin. `in_turn` enqueues the sum in its
+half's lane and goes on with the other half. While one lane sums, the other's products have the GPU; while both compute,
+one fills the multiprocessors that the other's last tiles leave empty. Either way a half gets the same numbers, to the
+bit. What must hold: every rank starts the same sums in the same order, and a half keeps to its lane.
 Known as dual micro-batches (DeepSeek-V3) and TokenWeave (Gond et al. 2025, arXiv 2505.11329).
 """
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from contextlib import nullcontext
 from math import inf
 
 import torch
@@ -51,16 +52,19 @@ def whole(layers: Layers, world) -> torch.Tensor:
         return end.value
 
 
-def in_turn(halves: list[Layers], side: SideStream) -> list[torch.Tensor]:
+def in_turn(halves: list[Layers], lanes: Lanes) -> list[torch.Tensor]:
     """What each half's layers return, its sums under the other's products."""
-    sums, ends = [None] * len(halves), []
+    totals, ends = [None] * len(halves), []
+    lanes.fork()
     while len(ends) < len(halves):
         for i, half in enumerate(halves):
-            try:
-                partial, layer = _to_next_sum(half, sums[i] and sums[i].result(), side.world, HALVES[i])
-                sums[i] = side.start(partial, layer)
-            except StopIteration as end:
-                ends.append(end.value)
+            with lanes.lane(i):
+                try:
+                    partial, layer = _to_next_sum(half, totals[i], lanes.world, HALVES[i])
+                    totals[i] = lanes.sum(partial, layer)
+                except StopIteration as end:
+                    ends.append(end.value)
+    lanes.join()
     return ends
 
 
@@ -78,39 +82,37 @@ def _to_next_sum(layers: Layers, total: torch.Tensor | None, world, part: str = 
     return partial, layer
 
 
-@dataclass
-class Sum:
-    """A sum under way. It holds the partial: its memory may go to others only behind the sum."""
-
-    partial: torch.Tensor
-    total: torch.Tensor
-    done: torch.cuda.Event | None
-
-    def result(self) -> torch.Tensor:
-        """The sum, for what the current stream does from here on."""
-        if self.done is not None:
-            torch.cuda.current_stream().wait_event(self.done)
-        return self.total
-
-
-class SideStream:
-    """Where sums run beside products, in the order in which they were started. On a CPU they run at once.
+class Lanes:
+    """A stream for each half. Sums run in the order in which they were enqueued, whichever half is ahead.
 
     algorithm  who sums; None: the first of the world's that takes the tensor
-    priority   -1: the sum's few programs get the next multiprocessors that are free, before those of a product
-
-    Memory that was allocated on one stream and used on the other is given back on the host, so it must be safe to use
-    again in either's order. It is: a sum begins behind all that was enqueued on the current stream before it.
+    On a CPU there are no streams, and all runs at once. A tensor's memory goes back to the stream that it was allocated
+    on, so a half must make in its lane whatever it reads: then nothing of one lane is given to the other too early.
     """
 
-    def __init__(self, world, algorithm=None, priority: int = -1):
-        self.world, self.algorithm = world, algorithm
-        self.stream = torch.cuda.Stream(world.device, priority=priority) if world.device.type == "cuda" else None
+    def __init__(self, world, algorithm=None):
+        self.world, self.algorithm, self.streams, self.summed = world, algorithm, [], None
+        self.second = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
 
-    def start(self, partial: torch.Tensor, layer: str) -> Sum:
-        if self.stream is None:
-            return Sum(partial, all_reduce(partial, self.world, layer, self.algorithm), None)
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            total = all_reduce(partial, self.world, layer, self.algorithm)
-            return Sum(partial, total, self.stream.record_event())
+    def fork(self) -> None:
+        """Both lanes begin behind what the current stream has to do; the first is that stream."""
+        if self.second is not None:
+            self.streams, self.summed = [torch.cuda.current_stream(), self.second], None
+            self.second.wait_stream(self.streams[0])
+
+    def lane(self, i: int):
+        """Enqueue in this half's lane."""
+        return torch.cuda.stream(self.streams[i]) if self.streams else nullcontext()
+
+    def sum(self, partial: torch.Tensor, layer: str) -> torch.Tensor:
+        """The sum over the ranks, in the current lane, behind the sum before it."""
+        if self.summed is not None:
+            torch.cuda.current_stream().wait_event(self.summed)
+        total = all_reduce(partial, self.world, layer, self.algorithm)
+        self.summed = torch.cuda.current_stream().record_event() if self.streams else None
+        return total
+
+    def join(self) -> None:
+        """The current stream goes on behind both lanes."""
+        if self.streams:
+            self.streams[0].wait_stream(self.second)

@@ -17,7 +17,7 @@ from ..attention.metadata import AttentionMetadata
 from ..parallel.all_reduce import all_reduce_beside
 from .batch import block_table, send
 from .graph import CapturedStep
-from .halves import SideStream, cut, in_turn, whole, why_whole
+from .halves import Lanes, Layers, cut, in_turn, whole, why_whole
 from .prefill_step import prefill_layers
 from .scheduler import Sequence
 
@@ -35,7 +35,7 @@ class GraphPrefill:
     def __init__(self, model, kv_caches: list[torch.Tensor], kernels: ModuleType, capture=CapturedStep,
                  halves: bool | None = None):
         self.model, self.kv_caches, self.kernels, self.capture = model, kv_caches, kernels, capture
-        self.halves, self.side = halves, None
+        self.halves, self.lanes = halves, None
         self.buckets: OrderedDict[tuple, Bucket] = OrderedDict()
         self.seen: Counter = Counter()
         self.pool = None  # the graphs' memory, shared: they never run at once
@@ -67,9 +67,9 @@ class GraphPrefill:
     def filled(self, parts: list[list[Sequence]]) -> Bucket:
         """The bucket of these prompts, which then is the one used last, with them in it."""
         key = self.key(parts)
-        if len(key) > 1 and self.side is None:
-            self.side = SideStream(self.model.world, all_reduce_beside(self.model.world))
-        bucket = self.buckets.pop(key, None) or Bucket(self.model, key, self.kv_caches, self.kernels, self.side)
+        if len(key) > 1 and self.lanes is None:
+            self.lanes = Lanes(self.model.world, all_reduce_beside(self.model.world))
+        bucket = self.buckets.pop(key, None) or Bucket(self.model, key, self.kv_caches, self.kernels, self.lanes)
         bucket.fill(parts)
         self.buckets[key] = bucket
         if len(self.buckets) > BUCKETS:
@@ -94,8 +94,8 @@ def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
 class Bucket:
     """Batches of one or two parts, the step that prefills them, and its graph once it is captured."""
 
-    def __init__(self, model, key: tuple, kv_caches: list[torch.Tensor], kernels: ModuleType, side: SideStream | None):
-        self.model, self.kv_caches, self.kernels, self.side = model, kv_caches, kernels, side
+    def __init__(self, model, key: tuple, kv_caches: list[torch.Tensor], kernels: ModuleType, lanes: Lanes | None):
+        self.model, self.kv_caches, self.kernels, self.lanes = model, kv_caches, kernels, lanes
         self.parts = [Part(model, *size) for size in key]
         self.step = self.logits = None
 
@@ -105,8 +105,8 @@ class Bucket:
 
     def run(self) -> None:
         world = self.model.world
-        layers = [prefill_layers(self.model, *part.inputs(self.kv_caches), self.kernels) for part in self.parts]
-        last = whole(layers[0], world) if len(layers) == 1 else torch.cat(in_turn(layers, self.side))  # (B, D)
+        layers = [part.layers(self.kv_caches, self.kernels) for part in self.parts]
+        last = whole(layers[0], world) if len(layers) == 1 else torch.cat(in_turn(layers, self.lanes))  # (B, D)
         self.logits = self.model.logits(last)  # -> (B, V)
 
     def of_prompts(self, parts: list[list[Sequence]]) -> torch.Tensor:
@@ -142,9 +142,9 @@ class Part:
         self.sent = send([ids, positions, slots, starts, np.diff(starts), starts[1:] - 1, table],
                          self.model.world.device, into=self.numbers)
 
-    def inputs(self, kv_caches: list[torch.Tensor]) -> tuple:
-        """ids (T,), positions (T,), the caches, what attention must know, last (B,): as `prefill_layers` takes them."""
+    def layers(self, kv_caches: list[torch.Tensor], kernels: ModuleType) -> Layers:
+        """`prefill_layers` of this part. Whatever it reads is made at its first step, on the stream that runs it."""
         ids, positions, slots, starts, lens, last, table = self.sent
         meta = AttentionMetadata(starts.int(), lens.int(), table.view(self.sequences, self.pages).int(), slots,
                                  self.longest, self.longest, True, self.model.impl.block_size)
-        return ids, positions, kv_caches, meta, last
+        return (yield from prefill_layers(self.model, ids, positions, kv_caches, meta, last, kernels))

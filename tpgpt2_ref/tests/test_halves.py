@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from tpgpt2_ref.engine import Engine
 from tpgpt2_ref.engine.graph import CapturedStep, PlainStep
-from tpgpt2_ref.engine.halves import Sum, cut, in_turn, whole, why_whole
+from tpgpt2_ref.engine.halves import Lanes, cut, in_turn, whole, why_whole
 from tpgpt2_ref.engine.ladder import LADDER, Rung
-from tpgpt2_ref.engine.prefill_step import prefill_layers
 from tpgpt2_ref.parallel.all_reduce import all_reduce_beside
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.trace import Trace
@@ -42,22 +41,26 @@ def test_why_a_batch_stays_whole(monkeypatch):
     assert why_whole([5, 6], model) is None and "1,024 bytes, and pay from 1,280" in why_whole([4, 50], model)
 
 
-class Diary:
-    """A side that writes down what is started and what is waited for."""
+class Diary(Lanes):
+    """Lanes that write down what is enqueued in which."""
 
     def __init__(self):
-        self.world, self.lines = World.single(), []
+        super().__init__(World.single())
+        self.lines, self.at = [], ""
 
-    def start(self, partial, layer):
-        self.lines.append(f"start {layer}")
-        diary = self.lines
+    def fork(self):
+        self.lines.append("fork")
 
-        class Told(Sum):
-            def result(self):
-                diary.append(f"wait for {layer}")
-                return self.total
+    def lane(self, i):
+        self.at = f"lane {i}"
+        return super().lane(i)
 
-        return Told(partial, partial + 1, None)
+    def sum(self, partial, layer):
+        self.lines.append(f"{self.at}: sum {layer}")
+        return partial + 1
+
+    def join(self):
+        self.lines.append("join")
 
 
 def test_a_half_computes_while_the_others_sum_is_under_way():
@@ -66,13 +69,13 @@ def test_a_half_computes_while_the_others_sum_is_under_way():
     def layers(name):
         x = 0
         for i in range(2):
-            diary.lines.append(f"compute {name}{i}")
+            diary.lines.append(f"{diary.at}: compute {name}{i}")
             x = yield x, f"{name}{i}"
         return x
 
     assert in_turn([layers("A"), layers("B")], diary) == [2, 2]
-    assert diary.lines == ["compute A0", "start A0", "compute B0", "start B0", "wait for A0", "compute A1", "start A1",
-                           "wait for B0", "compute B1", "start B1", "wait for A1", "wait for B1"]
+    assert diary.lines == ["fork", *(f"lane {lane}: {what} {'AB'[lane]}{i}" for i in range(2) for lane in (0, 1)
+                                     for what in ("compute", "sum")), "join"]
 
 
 def batches(seed: int, longest: int) -> list[list[list[int]]]:
@@ -96,13 +99,11 @@ def in_halves_and_whole(world, capture, dtype, replays):
             with torch.inference_mode():
                 eager = engine._prefill(sequences).clone()  # a bucket's first batch is gpt2.py's
                 got += [[engine._prefill(sequences).clone() for _ in range(replays)]]
-        bucket = next(reversed(two.prefills.buckets.values()))
+        bucket, parts = next(reversed(two.prefills.buckets.values())), two.prefills.parts(sequences)
         with torch.inference_mode():
-            alone = [whole(prefill_layers(model, *part.inputs(two.kv_caches), two.prefills.kernels), world)
-                     for part in bucket.parts]
-            alone = model.logits(torch.cat(alone))
-        same = all(torch.equal(bucket.of_prompts(two.prefills.parts(sequences)), again) for again in got[0]) \
-            and torch.equal(bucket.logits, alone)
+            alone = [whole(part.layers(two.kv_caches, two.prefills.kernels), world) for part in bucket.parts]
+            bucket.logits = model.logits(torch.cat(alone))
+        same = all(torch.equal(bucket.of_prompts(parts), again) for again in got[0])
         held = sorted(page for s in sequences for page in s.blocks)
         cache = max(float((a - b)[:, held].abs().max()) for a, b in zip(two.kv_caches, one.kv_caches))
         world.trace = Trace()

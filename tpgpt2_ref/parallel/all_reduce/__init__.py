@@ -17,10 +17,7 @@ ALGORITHMS = {
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
 }
 # For sums that run beside products, in order of preference: they leave the multiprocessors to those.
-BESIDE = {
-    "copies": "copies:CopiesAllReduce",  # the GPUs' copy engines, and an addition
-    "few_ctas": "c10d:FewCtasAllReduce",  # NCCL on at most a few
-}
+BESIDE = {"copies": "copies:CopiesAllReduce"}  # the GPUs' copy engines, and an addition
 
 # "auto" gives each algorithm tensors up to so many bytes, by the number of ranks: the largest size up to which it is
 # never slower than those behind it, in the rows of book/results/{2,4}x-nvidia-h200/collectives.json (all_reduce, in a

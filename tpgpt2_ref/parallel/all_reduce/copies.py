@@ -5,7 +5,7 @@
 A copy engine moves bytes without a multiprocessor, so the products beside it keep all of theirs; only the addition
 takes some, for the time of one pass over memory. The first barrier says "I have read what came last", the second "it is
 there": one warp each. That costs microseconds, which push saves and which nobody sees under a product.
-With more ranks each would send its whole tensor to every other: there NCCL on few multiprocessors sends less.
+With more ranks each would send its whole tensor to every other, as in push.
 """
 from __future__ import annotations
 
