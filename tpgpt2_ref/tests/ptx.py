@@ -25,9 +25,9 @@ class Memory:
         self.bytes, self.clock = bytearray(4096), 0
 
     def put(self, array: np.ndarray) -> int:
-        """Copy an array in; -> its address, a multiple of 16. Like torch, allocate a little more than asked."""
+        """Copy an array in; -> its address, a multiple of 512, as torch allocates."""
         at = len(self.bytes)
-        self.bytes += array.tobytes() + bytes(-array.nbytes % 16 + 16)
+        self.bytes += array.tobytes() + bytes(-array.nbytes % 512)
         return at
 
     def get(self, at: int, dtype, count: int) -> np.ndarray:
@@ -82,7 +82,7 @@ def run(ranks: list[list[Launch]], memory: Memory, seed: int = 0, steps: int = 1
     draw = random.Random(seed)
     waiting = [list(launches) for launches in ranks]
     alive = [dict() for _ in ranks]  # by rank: (program, thread) -> generator
-    held = [dict() for _ in ranks]  # those that wait: -> ("bar",) or ("shfl", value, lanes)
+    held = [dict() for _ in ranks]  # those that wait: -> ("bar",) ("warp",) or ("shfl", value, lanes)
     for _ in range(steps):
         for rank, launches in enumerate(waiting):
             if not alive[rank] and not held[rank] and launches:
@@ -121,7 +121,7 @@ def release(who, held, alive):
 
 
 def thread(program: Program, tid: int):
-    """A generator: yields None where others may overtake, ("bar",) or ("shfl", bits, lanes) where it must wait."""
+    """A generator: yields None where others may overtake, ("bar",), ("warp",) or ("shfl", bits, lanes) to wait."""
     code, labels, memory = program.launch.kernel.code, program.launch.kernel.labels, program.memory
     r, pc = {"%tid.x": tid, "%ctaid.x": program.number, "%nctaid.x": program.launch.grid, "global_smem": 0}, 0
 
@@ -148,7 +148,7 @@ def thread(program: Program, tid: int):
             pc = next(labels[s, to] for s in i.scopes if (s, to) in labels)
             yield None
         elif op == "bar":
-            yield ("bar",)
+            yield ("warp" if "warp" in i.op else "bar",)
         elif op == "shfl":
             r[to] = yield ("shfl", value(rest[0]), value(rest[1]))
             yield None  # `send` has brought us here
@@ -203,10 +203,11 @@ def compute(op: str, kind: str, width: int, v: list[int]) -> int:
         both = (v[0] | v[1] << 32).to_bytes(8, "little")
         return int.from_bytes(bytes(both[v[2] >> 4 * n & 7] for n in range(4)), "little")
     if kind == "pred":
-        return {"and": v[0] and v[1], "or": v[0] or v[1], "mov": v[0]}[name]
+        return {"and": all(v), "or": any(v), "mov": v[0], "not": not v[0]}[name]
     return {"mov": lambda: v[0], "add": lambda: v[0] + v[1], "sub": lambda: v[0] - v[1], "mul": lambda: v[0] * v[1],
             "mad": lambda: v[0] * v[1] + v[2], "shl": lambda: v[0] << v[1], "and": lambda: v[0] & v[1],
             "or": lambda: v[0] | v[1], "xor": lambda: v[0] ^ v[1], "min": lambda: min(v), "max": lambda: max(v),
+            "not": lambda: ~v[0], "neg": lambda: -v[0],
             "shr": lambda: (signed(v[0], width) if kind[0] == "s" else v[0]) >> v[1]}[name]() & mask
 
 

@@ -9,12 +9,13 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from tpgpt2_ref.parallel.all_reduce import push_kernels  # noqa: E402
+from tpgpt2_ref.parallel.all_reduce import push_kernels, two_shot_push_kernels  # noqa: E402
 from tpgpt2_ref.tests.ptx import Kernel, Launch, Memory, run  # noqa: E402
 
 ROWS, ROW_BYTES, BLOCK = 2, 512, 32  # a row is one warp's
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}
 HEAD = {"push_all_reduce": ("x", "out", "vectors", "rows"), "push_all_gather": ("x", "out", "vectors", "rows"),
+        "two_shot_push_all_reduce": ("x", "out", "vectors", "rows"),
         "push_add_norm": ("x", "bias", "residual", "weight", "bias_ln", "normed", "new_residual", "eps", "rows")}
 TAIL = ("peers", "parity", "failed", "alarm", "timeout")
 TYPES = {"vectors": "i32", "rows": "i32", "eps": "fp32", "peers": "*i64", "parity": "*i32", "failed": "*i32",
@@ -23,10 +24,15 @@ TYPES = {"vectors": "i32", "rows": "i32", "eps": "fp32", "peers": "*i64", "parit
 
 def compiled(name: str, dtype: str, rank: int, size: int, pdl=False, **more):
     constants = dict(RANK=rank, SIZE=size, ROWS=ROWS, ROW_BYTES=ROW_BYTES, BLOCK=BLOCK, PDL=pdl, **more)
+    if name.endswith("all_reduce"):
+        constants = dict(SCOUT=False) | constants
+    if name == "push_all_reduce":
+        constants = dict(AHEAD=False) | constants
     names = HEAD[name] + TAIL
     signature = {n: TYPES.get(n, f"*{dtype}") for n in names} | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
-    source = ASTSource(fn=getattr(push_kernels, name), signature=signature, constexprs=constants, attrs=aligned)
+    kernels = two_shot_push_kernels if name.startswith("two_shot") else push_kernels
+    source = ASTSource(fn=getattr(kernels, name), signature=signature, constexprs=constants, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": BLOCK // 32}).asm["ptx"]
 
 
@@ -35,7 +41,7 @@ class Ranks:
 
     def __init__(self, size: int, timeout: int = 10**9):
         self.memory = Memory()
-        empty = np.full(2 * size * ROWS * ROW_BYTES, 0xFF, np.uint8)
+        empty = np.full(3 * size * ROWS * ROW_BYTES, 0xFF, np.uint8)  # two_shot_push's three slots
         self.boxes = [self.memory.put(empty) for _ in range(size)]
         peers = self.memory.put(np.array(self.boxes, np.int64))
         self.flags = [[self.memory.put(np.zeros(n, np.int32)) for n in (ROWS, 1, 1)] for _ in range(size)]

@@ -12,6 +12,7 @@ from .base import AllReduce
 
 ALGORITHMS = {
     "push": "push:PushAllReduce",  # into the peers' memory, without a barrier
+    "two_shot_push": "two_shot_push:TwoShotPushAllReduce",  # the same with a sum of slices in between
     "one_shot": "one_shot:OneShotAllReduce",  # torch symmetric memory: read everything from every peer
     "two_shot": "two_shot:TwoShotAllReduce",  # torch symmetric memory: sum a slice, collect the slices
     "c10d": "c10d:C10dAllReduce",  # the group's own: NCCL on GPUs, gloo on CPUs
@@ -26,6 +27,7 @@ BESIDE = {"copies": "copies:CopiesAllReduce"}  # the GPUs' copy engines, and an 
 KiB, MiB = 1 << 10, 1 << 20
 LIMITS = {
     "push": {2: 16 * MiB, 4: 2 * MiB, 8: 256 * KiB},
+    "two_shot_push": {2: 0, 4: 0, 8: 0},  # no rows are recorded yet
     "one_shot": {2: 1 * MiB, 4: 768 * KiB, 8: 32 * KiB},
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }

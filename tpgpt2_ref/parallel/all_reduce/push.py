@@ -23,6 +23,7 @@ value that never occurs is known from TensorRT-LLM's "Lamport" kernels; two slot
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -33,13 +34,22 @@ from .base import AllReduce
 from .symmetric import aligned, symmetric_buffer, unreachable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-ROW_BYTES = 8192  # what one program sums: a token of up to 4,096 features of 16 bits
-SMALL_ROW_BYTES, SMALL_ROWS = 2048, 128  # calls of up to 128 small rows are spread over more programs
-ROWS_OF_ALL = 4096  # rows of all senders together: a mailbox takes 2 * 4096 * 8 KiB, whatever the number of ranks
+ROW_BYTES = 8192  # the most that one program sums at a time: a token of up to 4,096 features of 16 bits
+ROWS_OF_ALL = 8192  # rows of all senders together: a mailbox takes 2 * 8192 * 8 KiB, whatever the number of ranks
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a call is cut; benches try others than the mailboxes' own."""
+
+    row_bytes: int  # what one program sums at a time: a power of two from 512 to ROW_BYTES
+    programs: int = 1 << 30  # at most so many at once
+    ahead: bool = False  # push the next row before waiting for this one
+    scout: bool = False  # a warp waits for one vector before all of its lanes look at theirs
 
 
 class PushAllReduce(AllReduce):
-    """Sums tensors of up to 16 MiB at two ranks, 8 MiB at four, 4 MiB at eight."""
+    """Sums tensors of up to 32 MiB at two ranks, 16 MiB at four, 8 MiB at eight."""
 
     name = "push"
     gathers = True
@@ -97,9 +107,7 @@ class PushAllReduce(AllReduce):
         return (size - 1) * nbytes  # each peer gets all of it
 
     def check(self) -> None:
-        if sender := int(self.box.alarm[0]):
-            raise RankError(f"rank {self.box.rank}: rank {sender - 1} sent nothing for {self.box.timeout:.0f} s; "
-                            "results since then are wrong")
+        self.box.check()
 
     def close(self) -> None:
         self.box = None
@@ -131,19 +139,28 @@ class Mailbox:
         self.alarm = torch.zeros(1, dtype=torch.int32, pin_memory=True)
         self.multiprocessors = torch.cuda.get_device_properties(buffer.device).multi_processor_count
 
-    def sum(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
+    def check(self) -> None:
+        """Raise RankError if a peer was waited for in vain. Waits for nothing."""
+        if sender := int(self.alarm[0]):
+            raise RankError(f"rank {self.rank}: rank {sender - 1} sent nothing for {self.timeout:.0f} s; results since "
+                            "then are wrong")
+
+    def sum(self, x: torch.Tensor, pdl: bool = False, tiling: Tiling | None = None) -> torch.Tensor:
         """The sum of x over the ranks, written into x."""
         from .push_kernels import push_all_reduce
 
-        rows, block = self._cut(x)
-        push_all_reduce[self._grid(rows, block)](x, x, x.nbytes // 16, rows, **self._rest(block, pdl))
+        cut = tiling or self.tiling(x.nbytes)
+        rows, block = -(-x.nbytes // cut.row_bytes), cut.row_bytes // 16
+        push_all_reduce[self._grid(rows, block, cut.programs)](
+            x, x, x.nbytes // 16, rows, AHEAD=cut.ahead, SCOUT=cut.scout, **self._rest(block, pdl))
         return x
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
         """x of every rank: (...) -> (size, ...)."""
         from .push_kernels import push_all_gather
 
-        rows, block = self._cut(x)
+        cut = self.tiling(x.nbytes)
+        rows, block = -(-x.nbytes // cut.row_bytes), cut.row_bytes // 16
         vectors = -(-x.nbytes // 16)
         out = x.new_empty(self.size, vectors * 16 // x.element_size())
         push_all_gather[self._grid(rows, block)](x, out, vectors, rows, **self._rest(block, pdl))
@@ -160,19 +177,17 @@ class Mailbox:
                                                D=width, **self._rest(block, pdl))
         return normed, new_residual
 
-    @staticmethod
-    def _cut(x: torch.Tensor) -> tuple[int, int]:
-        """(rows, 16-byte vectors a row) of a flat tensor."""
-        row_bytes = SMALL_ROW_BYTES if x.nbytes <= SMALL_ROW_BYTES * SMALL_ROWS else ROW_BYTES
-        return -(-x.nbytes // row_bytes), row_bytes // 16
+    def tiling(self, nbytes: int) -> Tiling:
+        """How a call of so many bytes is cut: small ones over more programs."""
+        return Tiling(2048) if nbytes <= 2**18 else Tiling(8192)
 
-    def _grid(self, rows: int, block: int) -> tuple[int]:
+    def _grid(self, rows: int, block: int, most: int = 1 << 30) -> tuple[int]:
         """A program for each row, but no more than run at once (they wait for their peers'); those loop.
 
         A multiprocessor has 65,536 registers; a thread takes up to 64 of them at four ranks, up to 128 at eight.
         """
         threads = self.multiprocessors * (1024 if self.size <= 4 else 512)
-        return (min(rows, threads // (32 * self._warps(block))),)
+        return (min(rows, most, threads // (32 * self._warps(block))),)
 
     @staticmethod
     def _warps(block: int) -> int:
