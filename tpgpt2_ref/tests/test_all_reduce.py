@@ -75,7 +75,7 @@ def test_limits_are_where_the_recorded_rows_cross(size):
         behind = list(ALGORITHMS)[i + 1:]
         wins = [n for n in sorted(us) if name in us[n] and us[n][name] <= min(us[n][b] for b in behind if b in us[n])]
         unbroken = [n for n, size_of_grid in zip(wins, sorted(us)) if n == size_of_grid]
-        assert LIMITS[name][size] == unbroken[-1], name
+        assert LIMITS[name][size] == (unbroken or [0])[-1], name  # 0: no rows are recorded
 
 
 def test_what_auto_says_of_a_size():
@@ -166,14 +166,14 @@ def rank_sums(world, name: str) -> dict:
             for g in got:
                 assert (g.double() - exact).abs().max() <= 8 * world.size * EPS[dtype]
                 digest.update(g.view(torch.uint8).cpu().numpy().tobytes())
-            if name == "push":
+            if "push" in name:
                 assert_sum(got, inputs, dtype)
     algorithm.check()
     algorithm.close()
     return {"digest": digest.hexdigest(), "dtypes": sorted(done)}
 
 
-EXPECTED = {"push": sorted(DTYPES), "one_shot": ["bfloat16", "float32"], "two_shot": ["bfloat16", "float32"],
+EXPECTED = {"push": sorted(DTYPES), "two_shot_push": sorted(DTYPES), "one_shot": ["bfloat16", "float32"], "two_shot": ["bfloat16", "float32"],
             "c10d": sorted(DTYPES)}
 
 
