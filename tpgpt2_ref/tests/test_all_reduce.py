@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tpgpt2_ref.bench.stopwatch import captured, microseconds
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, AllReduce, all_reduces, explain, limit, push
-from tpgpt2_ref.parallel.all_reduce.push_model import search
+from tpgpt2_ref.parallel.all_reduce.push_model import search, walk
 from tpgpt2_ref.parallel.all_reduce.symmetric import aligned
 from tpgpt2_ref.parallel.collectives import barrier
 from tpgpt2_ref.parallel.fake import fake_world
@@ -32,7 +34,8 @@ TOKEN = 768  # GPT-2's width
 # ---- the protocol, without a GPU ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("setting", [dict(words=2, calls=3), dict(words=1, calls=6), dict(ranks=3, words=1, calls=2),
-                                     dict(slots=3, empty="next", words=2, calls=3)], ids=str)
+                                     dict(slots=3, empty="next", words=2, calls=3),
+                                     dict(sums=1, words=1, calls=5)], ids=str)
 def test_no_order_of_events_loses_or_mixes_data(setting):
     verdict = search(**setting)
     assert verdict.fault is None
@@ -43,11 +46,21 @@ def test_no_order_of_events_loses_or_mixes_data(setting):
     dict(slots=1),
     dict(slots=2, empty="next", words=1, calls=4),  # that is what a third slot is for
     dict(slots=2, boundary=False, words=1, calls=4),  # that is what a kernel's end is for
+    dict(slots=1, sums=2, words=1, calls=3),  # two shots: the parts need two slots, the sums one
+    dict(slots=2, sums=2, boundary=False, words=1, calls=4),
 ], ids=str)
 def test_the_search_finds_what_is_wrong_with_less(setting):
     verdict = search(**setting)
     assert "overwrites a word of call 0 that is still needed" in verdict.fault
     assert len(verdict.path) > 3  # and says how it came to it
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), ranks=st.integers(2, 4), words=st.integers(1, 2), sums=st.integers(0, 1))
+def test_orders_drawn_at_random_among_more_ranks(seed, ranks, words, sums):
+    assert walk(seed, ranks=ranks, words=words, calls=4, sums=sums).fault is None
+    faults = [walk(seed + i, ranks=ranks, words=words, calls=4, slots=1, sums=sums).fault for i in range(5)]
+    assert any("overwrites a word" in fault for fault in faults if fault)  # such draws do find what is wrong
 
 
 # ---- what each algorithm says of itself ----
@@ -173,8 +186,8 @@ def rank_sums(world, name: str) -> dict:
     return {"digest": digest.hexdigest(), "dtypes": sorted(done)}
 
 
-EXPECTED = {"push": sorted(DTYPES), "two_shot_push": sorted(DTYPES), "one_shot": ["bfloat16", "float32"], "two_shot": ["bfloat16", "float32"],
-            "c10d": sorted(DTYPES)}
+EXPECTED = {"push": sorted(DTYPES), "two_shot_push": sorted(DTYPES), "one_shot": ["bfloat16", "float32"],
+            "two_shot": ["bfloat16", "float32"], "c10d": sorted(DTYPES)}
 
 
 def check_way(name, size, env=None):

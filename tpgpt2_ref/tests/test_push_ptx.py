@@ -97,8 +97,10 @@ def test_sums_in_every_order(dtype, size):
     assert ranks.all_empty() and set(ranks.failed()) == {(0, 0)}
 
 
-def test_one_program_may_have_several_rows():
-    kernels, ranks = [Kernel(compiled("push_all_reduce", "fp32", rank, 2)) for rank in range(2)], Ranks(2)
+@pytest.mark.parametrize("ahead, scout", [(False, False), (True, False), (True, True)])
+def test_one_program_may_have_several_rows(ahead, scout):
+    kernels = [Kernel(compiled("push_all_reduce", "fp32", rank, 2, AHEAD=ahead, SCOUT=scout)) for rank in range(2)]
+    ranks = Ranks(2)
     sent = numbers(np.random.default_rng(0), 2, 4 * 2 * BLOCK)
     at = [ranks.memory.put(x) for x in sent]
     run([[ranks.launch(r, kernels[r], at[r], at[r], 2 * BLOCK, 2)] for r in range(2)], ranks.memory)

@@ -30,14 +30,39 @@ def sums(ranks: Ranks, kernels: list[Kernel], dtype: str, sent: list[np.ndarray]
             for x, at in zip(sent, calls, strict=True)]
 
 
-@pytest.mark.parametrize("dtype, size, scout", [("bf16", 2, False), ("fp32", 2, True), ("fp16", 3, False),
-                                                ("bf16", 4, True), ("fp16", 8, True)])
-def test_sums_in_every_order(dtype, size, scout):
-    """Four calls: a full row, two rows of which one is short by two programs and by one, a single vector."""
+@pytest.mark.parametrize("dtype, size, scout, rows", [("bf16", 2, True, (1, 2, 0, 2)), ("fp32", 3, False, (2, 1, 2)),
+                                                      ("fp16", 4, True, (2, 0)), ("bf16", 8, True, (0, 0))])
+def test_sums_in_every_order(dtype, size, scout, rows):
+    """Calls in a row of so many rows (0: of one vector), each by another number of programs."""
     ranks, draw = Ranks(size), np.random.default_rng(size)
-    per_row = size * BLOCK * 16 // np.dtype(DTYPES[dtype]).itemsize
-    sent = [numbers(draw, size, n) for n in (per_row, 2 * per_row - 40, 8, 2 * per_row)]
-    got = sums(ranks, kernels(dtype, size, SCOUT=scout), dtype, sent, [1, 2, 1, 1], seed=size)
+    vector = 16 // np.dtype(DTYPES[dtype]).itemsize
+    sent = [numbers(draw, size, (n * size * BLOCK - 5) * vector if n else vector) for n in rows]
+    got = sums(ranks, kernels(dtype, size, SCOUT=scout), dtype, sent, [1, 2, 1, 1][: len(rows)], seed=size)
     for x, of_ranks in zip(sent, got, strict=True):
         assert all(np.array_equal(y, x.sum(0)) for y in of_ranks)
     assert ranks.all_empty() and set(ranks.failed()) == {(0, 0)}
+
+
+def test_a_nan_that_looks_empty_comes_as_the_same_bits_everywhere():
+    """All ones on rank 0: a NaN in each place that it sends, sums and collects, with the same bits on both ranks."""
+    ranks = Ranks(2)
+    at = [ranks.memory.put(np.full(8 * BLOCK, word, np.uint32)) for word in (0xFFFFFFFF, 0)]
+    run([[ranks.launch(rank, kernel, a, a, 2 * BLOCK, 1)] for rank, (kernel, a) in
+         enumerate(zip(kernels("fp32", 2), at, strict=True))], ranks.memory)
+    first, second = (ranks.memory.get(a, np.uint32, 8 * BLOCK) for a in at)
+    assert np.array_equal(first, second) and np.isnan(first.view(np.float32)).all()
+
+
+def test_a_silent_peer_is_named_and_waited_for_once():
+    ranks = Ranks(3, timeout=30_000)
+    x = ranks.memory.put(np.ones(3 * 4 * BLOCK, np.float32))
+    launch = ranks.launch(0, Kernel(compiled("two_shot_push_all_reduce", "fp32", 0, 3)), x, x, 3 * BLOCK, 1)
+    run([[launch]], ranks.memory)
+    assert ranks.failed()[0] in [(2, 2), (3, 3)]  # 1 + a rank that sent nothing
+    before = ranks.memory.clock
+    run([[launch]], ranks.memory)
+    assert ranks.memory.clock - before < 15_000
+
+
+def test_numbers_stay_in_registers():
+    assert not {"ld.shared", "st.shared", "st.global.b16"} & set(compiled("two_shot_push_all_reduce", "bf16", 0, 4).split())
