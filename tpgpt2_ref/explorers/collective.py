@@ -1,19 +1,20 @@
-"""An all-reduce on paper: steps, barriers and bytes of ring, one-shot, two-shot and push. The page's twin of it counts.
+"""An all-reduce on paper: steps, barriers and bytes of a ring, one and two shots, read or pushed.
 
-    algorithm   steps in which data moves   bytes that leave a rank   barriers
-    ring        2 (n - 1)                   2 (n - 1)/n of the tensor  none: each step waits for its neighbour
-    two_shot    2                           2 (n - 1)/n                3
-    one_shot    1                           n - 1 times the tensor     2
-    push        1                           n - 1 times the tensor     none: the data are their own flags
+    algorithm      steps in which data moves   bytes that leave a rank   barriers
+    ring           2 (n - 1)                   2 (n - 1)/n of the tensor  none: each step waits for its neighbour
+    two_shot       2                           2 (n - 1)/n                3
+    one_shot       1                           n - 1 times the tensor     2
+    push           1                           n - 1 times the tensor     none: the data are their own flags
+    two_shot_push  2                           2 (n - 1)/n                none
 
 Source of the ring's: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations".
-The other three are `parallel/all_reduce`; a test compares `bytes_out` with theirs.
+The other four are `parallel/all_reduce`; a test compares `bytes_out` with theirs, and the page counts on its own.
 """
 from __future__ import annotations
 
 from ..errors import UserError
 
-ALGORITHMS = ("ring", "one_shot", "two_shot", "push")
+ALGORITHMS = ("ring", "one_shot", "two_shot", "push", "two_shot_push")
 
 
 def collective(query: dict) -> dict:
@@ -31,7 +32,7 @@ def collective(query: dict) -> dict:
         raise UserError(f"a message has at least 1 byte, not {nbytes}")
     peers, whole = world - 1, algorithm in ("one_shot", "push")
     return {"algorithm": algorithm, "world": world, "bytes": nbytes,
-            "steps": {"ring": 2 * peers, "one_shot": 1, "two_shot": 2, "push": 1}[algorithm],
-            "barriers": {"ring": 0, "one_shot": 2, "two_shot": 3, "push": 0}[algorithm],
+            "steps": {"ring": 2 * peers, "one_shot": 1, "two_shot": 2, "push": 1, "two_shot_push": 2}[algorithm],
+            "barriers": {"one_shot": 2, "two_shot": 3}.get(algorithm, 0),
             "bytes_out": peers * nbytes if whole else 2 * peers / world * nbytes,
-            "messages": {"ring": 2 * peers, "one_shot": peers, "two_shot": 2 * peers, "push": peers}[algorithm]}
+            "messages": peers if whole else 2 * peers}

@@ -108,6 +108,42 @@ def one_shot_and_push(wide: bool) -> tuple[float, str]:
     return y + more, "".join([*parts, said])
 
 
+def two_shot_push(wide: bool) -> tuple[float, str]:
+    """Who holds what in a two-shot push among four ranks: the parts that meet on a rank, and the sums that leave it."""
+    n, w, parts = 4, svg.WIDE if wide else svg.NARROW, []
+    panel = (w - 16) / 3 if wide else w - 8
+    before = [[{rank} for _ in range(n)] for rank in range(n)]
+    halfway = [[set(range(n)) if chunk == rank else {rank} for chunk in range(n)] for rank in range(n)]
+    done = [[set(range(n)) for _ in range(n)] for _ in range(n)]
+    first = {(rank, chunk) for rank in range(n) for chunk in range(n) if chunk != rank}
+    second = {(rank, rank) for rank in range(n)}
+    high, y = 236.0, 0.0
+    for i, (title, held, sent) in enumerate((("Shot 1: block j to rank j", before, first),
+                                             ("Shot 2: its sum to everybody", halfway, second), ("Done", done, set()))):
+        x0, y0 = (4 + i * (panel + 4), 0.0) if wide else (4, i * (high + 4))
+        parts.append(svg.words(x0, y0 + 15, title, 13, bold=True))
+        cell = (panel - 62) / n
+        for rank in range(n):
+            top = y0 + 28 + rank * 50
+            parts.append(svg.words(x0, top + 24, f"rank {rank}", 11.5, bold=True))
+            for chunk in range(n):
+                left, from_here = x0 + 50 + chunk * cell, held[rank][chunk]
+                for j, part in enumerate(sorted(from_here)):
+                    share = (cell - 4) / len(from_here)
+                    parts.append(svg.rect(left + j * share, top, share, 38, f"rank-{part}", "", 0, .35))
+                goes = (rank, chunk) in sent
+                parts.append(svg.rect(left, top, cell - 4, 38, "", "moving" if goes else "line", 2,
+                                      thick=2.2 if goes else .8))
+                label = "Σ" if len(from_here) == n else f"→{chunk}" if goes else ""
+                parts.append(svg.words(left + cell / 2 - 2, top + 23, label, 12, "ink", "middle", bold=True))
+        y = y0 + high
+    more, said = caption(w, y, "A row is a rank's memory, a column a block of the tensor, colours whose numbers are "
+                               "in it. Outlined in magenta: what a rank writes into a peer's memory. A rank adds "
+                               "a word as soon as all ranks' parts of it have come, and sends the sum on. Nobody waits "
+                               "for a whole block, and nobody says that it is ready.")
+    return y + more, "".join([*parts, said])
+
+
 def rank_lanes(wide: bool) -> tuple[float, str]:
     """One transformer block of GPT-2 small at TP=2, both lanes and the two sums."""
     w = svg.WIDE if wide else svg.NARROW
@@ -212,4 +248,4 @@ def roofline_idea(wide: bool) -> tuple[float, str]:
     return 276 + more, "".join([*parts, said])
 
 
-__all__ = ["block", "floor_and_slope", "one_shot_and_push", "rank_lanes", "ring", "roofline_idea"]
+__all__ = ["block", "floor_and_slope", "one_shot_and_push", "rank_lanes", "ring", "roofline_idea", "two_shot_push"]

@@ -74,6 +74,10 @@ PICTURES = {
         "Two sequence charts between two ranks. One-shot: write own buffer, signal, wait, read the other's, add, "
         "signal again. Push: write values alone into the other's memory; any word that is not EMPTY has arrived; add."),
         messages.one_shot_and_push),
+    "two-shot-push": ("Two shots among four ranks, pushed", (
+        "Three states of four ranks' memory, four blocks each. First each rank holds its own numbers, and pushes block "
+        "j to rank j. Then rank j holds the sum of block j, and pushes it to everybody. Then all hold all four sums."),
+        messages.two_shot_push),
     "rank-lanes": ("One block on two ranks: two lanes, two sums", (
         "Two lanes side by side, rank 0 and rank 1: LayerNorm, c_attn by columns, attention over 6 heads, c_proj by "
         "rows, then an all-reduce over both; LayerNorm, c_fc with GELU, c_proj, and a second all-reduce."),

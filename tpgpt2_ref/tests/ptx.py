@@ -82,7 +82,7 @@ def run(ranks: list[list[Launch]], memory: Memory, seed: int = 0, steps: int = 1
     draw = random.Random(seed)
     waiting = [list(launches) for launches in ranks]
     alive = [dict() for _ in ranks]  # by rank: (program, thread) -> generator
-    held = [dict() for _ in ranks]  # those that wait: -> ("bar",) ("warp",) or ("shfl", value, lanes)
+    held = [dict() for _ in ranks]  # those that wait: -> ("bar",) or ("shfl", value, lanes)
     for _ in range(steps):
         for rank, launches in enumerate(waiting):
             if not alive[rank] and not held[rank] and launches:
@@ -121,7 +121,7 @@ def release(who, held, alive):
 
 
 def thread(program: Program, tid: int):
-    """A generator: yields None where others may overtake, ("bar",), ("warp",) or ("shfl", bits, lanes) to wait."""
+    """A generator: yields None where others may overtake, ("bar",) or ("shfl", bits, lanes) to wait."""
     code, labels, memory = program.launch.kernel.code, program.launch.kernel.labels, program.memory
     r, pc = {"%tid.x": tid, "%ctaid.x": program.number, "%nctaid.x": program.launch.grid, "global_smem": 0}, 0
 
@@ -148,7 +148,7 @@ def thread(program: Program, tid: int):
             pc = next(labels[s, to] for s in i.scopes if (s, to) in labels)
             yield None
         elif op == "bar":
-            yield ("warp" if "warp" in i.op else "bar",)
+            yield ("bar",)
         elif op == "shfl":
             r[to] = yield ("shfl", value(rest[0]), value(rest[1]))
             yield None  # `send` has brought us here

@@ -265,9 +265,10 @@ def test_bytes_are_those_that_the_algorithms_say_of_themselves():
     from tpgpt2_ref.parallel.all_reduce.one_shot import OneShotAllReduce
     from tpgpt2_ref.parallel.all_reduce.push import PushAllReduce
     from tpgpt2_ref.parallel.all_reduce.two_shot import TwoShotAllReduce
+    from tpgpt2_ref.parallel.all_reduce.two_shot_push import TwoShotPushAllReduce
 
     for name, cls in {"ring": AllReduce, "one_shot": OneShotAllReduce, "two_shot": TwoShotAllReduce,
-                      "push": PushAllReduce}.items():
+                      "push": PushAllReduce, "two_shot_push": TwoShotPushAllReduce}.items():
         for n in (2, 4, 8):
             said = collective.collective({"algorithm": name, "world": n, "bytes": 1536})
             assert said["bytes_out"] == pytest.approx(cls.bytes_out(1536, n)), name

@@ -1,4 +1,4 @@
-"""push's kernels on one GPU: all ranks are streams of one process, each with a mailbox of its own."""
+"""push's and two_shot_push's kernels on one GPU: all ranks are streams of one process, each with its own mailbox."""
 from __future__ import annotations
 
 from functools import partial
@@ -9,17 +9,18 @@ import torch
 from tpgpt2_ref.bench.stopwatch import microseconds
 from tpgpt2_ref.errors import RankError
 from tpgpt2_ref.parallel.all_reduce import push
+from tpgpt2_ref.parallel.all_reduce.two_shot_push import TwoShotMailbox
 from tpgpt2_ref.tests.test_all_reduce import DTYPES, EPS, TOKEN, assert_sum, numbers
 
 
 class Ranks:
     """`size` mailboxes on one GPU, each with a stream of its own. Call `each(f)`: f(mailbox) on every stream."""
 
-    def __init__(self, size: int, timeout: float = 5.0, rows: int = 256):
-        buffers = [torch.full((2 * size * rows * push.ROW_BYTES,), 0xFF, dtype=torch.uint8, device="cuda")
+    def __init__(self, size: int, timeout: float = 5.0, rows: int = 256, box=push.Mailbox):
+        buffers = [torch.full((3 * size * rows * push.ROW_BYTES,), 0xFF, dtype=torch.uint8, device="cuda")
                    for _ in range(size)]
         addresses = [b.data_ptr() for b in buffers]
-        self.boxes = [push.Mailbox(b, rank, addresses, rows, timeout) for rank, b in enumerate(buffers)]
+        self.boxes = [box(b, rank, addresses, rows, timeout) for rank, b in enumerate(buffers)]
         self.streams = [torch.cuda.Stream() for _ in range(size)]
 
     def each(self, call) -> list:
@@ -52,7 +53,7 @@ def ranks():
     waits for it would never end, so each rank first runs alone, in mailboxes that give up at once."""
     def make(size, *calls, **kwargs):
         for call in calls:
-            for box in Ranks(size, timeout=1e-3, rows=kwargs.get("rows", 256)).boxes:
+            for box in Ranks(size, **{**kwargs, "timeout": 1e-3}).boxes:
                 call(box)
                 torch.cuda.synchronize()
         return Ranks(size, **kwargs)
@@ -63,12 +64,13 @@ def ranks():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_push_sums(ranks, size, dtype):
+@pytest.mark.parametrize("box", [push.Mailbox, TwoShotMailbox])
+def test_push_sums(ranks, box, size, dtype):
     def warm(box):
         for n in (1536, 300_000):
             box.sum(torch.zeros(n // 4, device="cuda").view(getattr(torch, dtype)))
 
-    group = ranks(size, warm)
+    group = ranks(size, warm, box=box)
     # both kinds of row, full and not; the programs of all ranks must fit on this one GPU
     for nbytes in (16, 1536, 6144, 98_304, 262_144, 262_160, 1_000_000):
         n = nbytes // getattr(torch, dtype).itemsize
@@ -115,9 +117,11 @@ def test_push_in_a_cuda_graph_replayed_with_other_data(ranks, size, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("pdl", [False, True], ids=["plain", "pdl"])
-def test_push_races(ranks, pdl):
+@pytest.mark.parametrize("box", [push.Mailbox, TwoShotMailbox])
+def test_push_races(ranks, box, pdl):
     """600 calls of mixed sizes in a row, each rank held up at random, nothing waited for in between."""
-    group = ranks(2, *[lambda box, n=n: box.sum(torch.zeros(n, device="cuda"), pdl) for n in (384, 90_000)])
+    group = ranks(2, *[lambda box, n=n: box.sum(torch.zeros(n, device="cuda"), pdl) for n in (384, 90_000)],
+                  box=box)
     g = torch.Generator().manual_seed(1)
     rows = [(1, 5, 40, 90)[i] for i in torch.randint(4, (600,), generator=g)]
     delays = (torch.rand(600, 2, generator=g) ** 4 * 200_000 - 100).int().tolist()  # cycles: many none, some 0.1 ms

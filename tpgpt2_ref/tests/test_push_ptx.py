@@ -24,10 +24,6 @@ TYPES = {"vectors": "i32", "rows": "i32", "eps": "fp32", "peers": "*i64", "parit
 
 def compiled(name: str, dtype: str, rank: int, size: int, pdl=False, **more):
     constants = dict(RANK=rank, SIZE=size, ROWS=ROWS, ROW_BYTES=ROW_BYTES, BLOCK=BLOCK, PDL=pdl, **more)
-    if name.endswith("all_reduce"):
-        constants = dict(SCOUT=False) | constants
-    if name == "push_all_reduce":
-        constants = dict(AHEAD=False) | constants
     names = HEAD[name] + TAIL
     signature = {n: TYPES.get(n, f"*{dtype}") for n in names} | dict.fromkeys(constants, "constexpr")
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"}
@@ -97,10 +93,8 @@ def test_sums_in_every_order(dtype, size):
     assert ranks.all_empty() and set(ranks.failed()) == {(0, 0)}
 
 
-@pytest.mark.parametrize("ahead, scout", [(False, False), (True, False), (True, True)])
-def test_one_program_may_have_several_rows(ahead, scout):
-    kernels = [Kernel(compiled("push_all_reduce", "fp32", rank, 2, AHEAD=ahead, SCOUT=scout)) for rank in range(2)]
-    ranks = Ranks(2)
+def test_one_program_may_have_several_rows():
+    kernels, ranks = [Kernel(compiled("push_all_reduce", "fp32", rank, 2)) for rank in range(2)], Ranks(2)
     sent = numbers(np.random.default_rng(0), 2, 4 * 2 * BLOCK)
     at = [ranks.memory.put(x) for x in sent]
     run([[ranks.launch(r, kernels[r], at[r], at[r], 2 * BLOCK, 2)] for r in range(2)], ranks.memory)

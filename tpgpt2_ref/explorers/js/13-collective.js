@@ -10,15 +10,15 @@
     if (bytes < 1) throw new T.UserError(`a message has at least 1 byte, not ${bytes}`);
     const peers = world - 1,
       whole = algorithm === "one_shot" || algorithm === "push";
-    const steps = { ring: 2 * peers, one_shot: 1, two_shot: 2, push: 1 }[algorithm];
+    const steps = { ring: 2 * peers, one_shot: 1, two_shot: 2, push: 1, two_shot_push: 2 }[algorithm];
     return {
       algorithm,
       world,
       bytes,
       steps,
-      barriers: { ring: 0, one_shot: 2, two_shot: 3, push: 0 }[algorithm],
+      barriers: { one_shot: 2, two_shot: 3 }[algorithm] || 0,
       bytes_out: whole ? peers * bytes : ((2 * peers) / world) * bytes,
-      messages: { ring: 2 * peers, one_shot: peers, two_shot: 2 * peers, push: peers }[algorithm],
+      messages: whole ? peers : 2 * peers,
     };
   };
 
@@ -48,18 +48,21 @@
           ranks.map((r) => ({ from: r, to: mod(r + 1), chunk: mod(r + 1 - s) })),
         );
       }
-    } else if (algorithm === "two_shot") {
-      add("barrier: my data is there", [], true);
+    } else if (algorithm === "two_shot" || algorithm === "two_shot_push") {
+      const reads = algorithm === "two_shot";
+      if (reads) add("barrier: my data is there", [], true);
       add(
-        "each rank reads its slice of every peer and sums it",
+        reads
+          ? "each rank reads its slice of every peer and sums it"
+          : "each rank writes every peer its slice; each sums what arrives",
         ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: r }))),
       );
-      add("barrier: my slice is summed", [], true);
+      if (reads) add("barrier: my slice is summed", [], true);
       add(
-        "each rank reads the finished slices",
+        reads ? "each rank reads the finished slices" : "each rank writes its finished slice to every peer",
         ranks.flatMap((r) => others(r).map((p) => ({ from: p, to: r, chunk: p }))),
       );
-      add("barrier: I have read yours", [], true);
+      if (reads) add("barrier: I have read yours", [], true);
     } else {
       const all = ranks.flatMap((r) => others(r).flatMap((p) => ranks.map((chunk) => ({ from: r, to: p, chunk }))));
       if (algorithm === "one_shot") add("barrier: my data is there", [], true);

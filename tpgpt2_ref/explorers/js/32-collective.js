@@ -2,9 +2,15 @@
 tpgpt2.explorers.collective = function (root, initial, live) {
   const T = tpgpt2,
     { h, svg } = T;
-  const NAMES = { ring: "ring", one_shot: "one-shot", two_shot: "two-shot", push: "push" };
-  const STEPS = { ring: (n) => `2(n−1) = ${2 * (n - 1)}`, one_shot: () => "1", two_shot: () => "2", push: () => "1" };
-  const PATHS = { ring: "nccl", one_shot: "one_shot", two_shot: "two_shot", push: "push" };
+  const NAMES = { ring: "ring", one_shot: "one-shot", two_shot: "two-shot", push: "push", two_shot_push: "two-shot push" };
+  const STEPS = {
+    ring: (n) => `2(n−1) = ${2 * (n - 1)}`,
+    one_shot: () => "1",
+    two_shot: () => "2",
+    push: () => "1",
+    two_shot_push: () => "2",
+  };
+  const PATHS = { ring: "nccl", one_shot: "one_shot", two_shot: "two_shot", push: "push", two_shot_push: "two_shot_push" };
   let playing = null;
 
   function picture(n, rounds, at, width) {
@@ -218,7 +224,7 @@ tpgpt2.explorers.collective = function (root, initial, live) {
           "bytes out of a rank",
           T.number(out, 0),
           `${
-            { ring: "2(n−1)/n", two_shot: "2(n−1)/n", one_shot: "(n−1)", push: "(n−1)" }[state.algorithm]
+            ["one_shot", "push"].includes(state.algorithm) ? "(n−1)" : "2(n−1)/n"
           } · S = ${share} S = ${T.number(said.bytes_out, 0)}`,
         ],
       ],

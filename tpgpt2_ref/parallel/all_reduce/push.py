@@ -23,7 +23,6 @@ value that never occurs is known from TensorRT-LLM's "Lamport" kernels; two slot
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -34,22 +33,13 @@ from .base import AllReduce
 from .symmetric import aligned, symmetric_buffer, unreachable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-ROW_BYTES = 8192  # the most that one program sums at a time: a token of up to 4,096 features of 16 bits
-ROWS_OF_ALL = 8192  # rows of all senders together: a mailbox takes 2 * 8192 * 8 KiB, whatever the number of ranks
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a call is cut; benches try others than the mailboxes' own."""
-
-    row_bytes: int  # what one program sums at a time: a power of two from 512 to ROW_BYTES
-    programs: int = 1 << 30  # at most so many at once
-    ahead: bool = False  # push the next row before waiting for this one
-    scout: bool = False  # a warp waits for one vector before all of its lanes look at theirs
+ROW_BYTES = 8192  # what one program sums: a token of up to 4,096 features of 16 bits
+SMALL_ROW_BYTES, SMALL_ROWS = 2048, 128  # calls of up to 128 small rows are spread over more programs
+ROWS_OF_ALL = 4096  # rows of all senders together: a mailbox takes 2 * 4096 * 8 KiB, whatever the number of ranks
 
 
 class PushAllReduce(AllReduce):
-    """Sums tensors of up to 32 MiB at two ranks, 16 MiB at four, 8 MiB at eight."""
+    """Sums tensors of up to 16 MiB at two ranks, 8 MiB at four, 4 MiB at eight."""
 
     name = "push"
     gathers = True
@@ -145,22 +135,19 @@ class Mailbox:
             raise RankError(f"rank {self.rank}: rank {sender - 1} sent nothing for {self.timeout:.0f} s; results since "
                             "then are wrong")
 
-    def sum(self, x: torch.Tensor, pdl: bool = False, tiling: Tiling | None = None) -> torch.Tensor:
+    def sum(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
         """The sum of x over the ranks, written into x."""
         from .push_kernels import push_all_reduce
 
-        cut = tiling or self.tiling(x.nbytes)
-        rows, block = -(-x.nbytes // cut.row_bytes), cut.row_bytes // 16
-        push_all_reduce[self._grid(rows, block, cut.programs)](
-            x, x, x.nbytes // 16, rows, AHEAD=cut.ahead, SCOUT=cut.scout, **self._rest(block, pdl))
+        rows, block = self._cut(x)
+        push_all_reduce[self._grid(rows, block)](x, x, x.nbytes // 16, rows, **self._rest(block, pdl))
         return x
 
     def gather(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
         """x of every rank: (...) -> (size, ...)."""
         from .push_kernels import push_all_gather
 
-        cut = self.tiling(x.nbytes)
-        rows, block = -(-x.nbytes // cut.row_bytes), cut.row_bytes // 16
+        rows, block = self._cut(x)
         vectors = -(-x.nbytes // 16)
         out = x.new_empty(self.size, vectors * 16 // x.element_size())
         push_all_gather[self._grid(rows, block)](x, out, vectors, rows, **self._rest(block, pdl))
@@ -177,17 +164,19 @@ class Mailbox:
                                                D=width, **self._rest(block, pdl))
         return normed, new_residual
 
-    def tiling(self, nbytes: int) -> Tiling:
-        """How a call of so many bytes is cut: small ones over more programs."""
-        return Tiling(2048) if nbytes <= 2**18 else Tiling(8192)
+    @staticmethod
+    def _cut(x: torch.Tensor) -> tuple[int, int]:
+        """(rows, 16-byte vectors a row) of a flat tensor."""
+        row_bytes = SMALL_ROW_BYTES if x.nbytes <= SMALL_ROW_BYTES * SMALL_ROWS else ROW_BYTES
+        return -(-x.nbytes // row_bytes), row_bytes // 16
 
-    def _grid(self, rows: int, block: int, most: int = 1 << 30) -> tuple[int]:
+    def _grid(self, rows: int, block: int) -> tuple[int]:
         """A program for each row, but no more than run at once (they wait for their peers'); those loop.
 
         A multiprocessor has 65,536 registers; a thread takes up to 64 of them at four ranks, up to 128 at eight.
         """
         threads = self.multiprocessors * (1024 if self.size <= 4 else 512)
-        return (min(rows, most, threads // (32 * self._warps(block))),)
+        return (min(rows, threads // (32 * self._warps(block))),)
 
     @staticmethod
     def _warps(block: int) -> int:

@@ -39,53 +39,41 @@ def push(address, valid, words):
 
 
 @core.extern
-def take(address, valid, own, deadline, failed, alarm, rank, size, stride, scout, _semantic=None):
+def take(address, valid, own, deadline, failed, alarm, rank, size, stride, _semantic=None):
     """Wait until no peer's word is EMPTY, read them all and empty the places again: -> four words of each rank.
 
     address is where rank 0's vectors lie, rank r's lie r * stride bytes further. The peers' loads are under way
     together. Past the deadline: set `failed` (on the GPU) and `alarm` (on the host) to 1 + a missing peer; give up.
-    scout: a warp first waits for the first of its 32 vectors, all threads for the same: a sixteenth of the loads, one
-    more before the end. Its lanes then wait for one another, so that nobody empties what another still looks for.
     """
     peers = [r for r in range(size.value) if r != rank.value]
     words = [f"${i}" for i in range(4 * len(peers))]
     quads = {r: words[4 * i : 4 * i + 4] for i, r in enumerate(peers)}
     at, ok, until, flag, bell = (f"${len(words) + i}" for i in range(5))
-
-    def wait(name: str, base: str) -> list[str]:
-        return [
-            f"{name}:",
-            *(f"ld.relaxed.sys.global.v4.b32 {{{', '.join(quads[r])}}}, [{base} + {r * stride.value}];" for r in peers),
-            "mov.b32 all, 0;",
-            *("max.u32 m{0}, {1}, {2};  max.u32 n, {3}, {4};  max.u32 m{0}, m{0}, n;  max.u32 all, all, m{0};".format(
-                r, *quads[r]) for r in peers),
-            "setp.ne.u32 full, all, 0xffffffff;",
-            f"@full bra {name}_came;",
-            "mov.u64 now, %globaltimer;",
-            f"setp.lt.u64 early, now, {until};",
-            f"@early bra {name};",
-            *(f"setp.eq.u32 late, m{r}, 0xffffffff;  @late mov.b32 who, {r + 1};" for r in peers),
-            f"st.relaxed.sys.global.b32 [{flag}], who;",
-            f"st.relaxed.sys.global.b32 [{bell}], who;",
-        ]
-
+    places = {r: f"[{at} + {r * stride.value}]" for r in peers}
     lines = [
         "{ .reg .pred absent, full, early, late;",
         f".reg .b32 all, n, who, {', '.join(f'm{r}' for r in peers)};",
-        ".reg .u64 now, first;",
+        ".reg .u64 now;",
         *(f"mov.b32 {word}, 0;" for word in words),
         f"setp.eq.b32 absent, {ok}, 0;",
-    ]
-    if scout.value:
-        lines += ["@absent bra one_came;", f"and.b64 first, {at}, -512;", *wait("one", "first"), "one_came:",
-                  "bar.warp.sync 0xffffffff;"]
-    lines += [
         "@absent bra done;",
-        *wait("all_of_them", at),
+        "again:",
+        *(f"ld.relaxed.sys.global.v4.b32 {{{', '.join(quads[r])}}}, {places[r]};" for r in peers),
+        "mov.b32 all, 0;",
+        *("max.u32 m{0}, {1}, {2};  max.u32 n, {3}, {4};  max.u32 m{0}, m{0}, n;  max.u32 all, all, m{0};".format(
+            r, *quads[r]) for r in peers),
+        "setp.ne.u32 full, all, 0xffffffff;",
+        "@full bra empty;",
+        "mov.u64 now, %globaltimer;",
+        f"setp.lt.u64 early, now, {until};",
+        "@early bra again;",
+        *(f"setp.eq.u32 late, m{r}, 0xffffffff;  @late mov.b32 who, {r + 1};" for r in peers),
+        f"st.relaxed.sys.global.b32 [{flag}], who;",
+        f"st.relaxed.sys.global.b32 [{bell}], who;",
         "bra done;",
-        "all_of_them_came:",
+        "empty:",
         "mov.b32 all, 0xffffffff;",
-        *(f"st.relaxed.sys.global.v4.b32 [{at} + {r * stride.value}], {{all, all, all, all}};" for r in peers),
+        *(f"st.relaxed.sys.global.v4.b32 {places[r]}, {{all, all, all, all}};" for r in peers),
         "done: }",
     ]
     got = core.inline_asm_elementwise(
@@ -109,73 +97,52 @@ def floats(words, dtype: tl.constexpr):
 
 
 @triton.jit
-def send(x, i, valid, row, peers, parity,
-         RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
-    """Push vectors i of x, which are row `row` of the mailboxes, to every peer. -> their words, the row's slot"""
+def exchange(x, i, valid, row, peers, parity, failed, alarm, timeout,
+             RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Push vectors i of x, which are row `row` of the mailboxes, to every peer, and take theirs of that row.
+
+    -> for each rank, four words of every vector
+    """
     own = load(x.to(tl.int64) + i * 16, valid)
     slot = tl.load(parity + row)
+    patience = tl.where(tl.load(failed) == 0, timeout, 0)  # after a failure nobody waits again
     stride: tl.constexpr = ROWS * ROW_BYTES  # from one sender's rows to the next one's
-    at = (slot.to(tl.int64) * SIZE + RANK) * stride + row * ROW_BYTES + tl.arange(0, i.shape[0]) * 16
+    at = slot.to(tl.int64) * SIZE * stride + row * ROW_BYTES + tl.arange(0, i.shape[0]) * 16
     for rank in tl.static_range(SIZE):
         if rank != RANK:
-            push(tl.load(peers + rank) + at, valid, own)
-    return own, slot
-
-
-@triton.jit
-def receive(own, slot, valid, row, peers, parity, failed, alarm, timeout,
-            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr,
-            SCOUT: tl.constexpr = False):
-    """Take what the peers pushed into that row. -> for each rank, four words of every vector"""
-    patience = tl.where(tl.load(failed) == 0, timeout, 0)  # after a failure nobody waits again
+            push(tl.load(peers + rank) + at + RANK * stride, valid, own)
     tl.debug_barrier()  # every thread has read the slot
     tl.store(parity + row, slot ^ 1)
-    stride: tl.constexpr = ROWS * ROW_BYTES
-    at = slot.to(tl.int64) * SIZE * stride + row * ROW_BYTES + tl.arange(0, valid.shape[0]) * 16
     return take(tl.load(peers + RANK) + at, valid, own, globaltimer() + patience, failed.to(tl.int64),
-                alarm.to(tl.int64), RANK, SIZE, stride, SCOUT)
+                alarm.to(tl.int64), RANK, SIZE, stride)
 
 
 @triton.jit
-def add_up(words, dtype: tl.constexpr, SIZE: tl.constexpr):
-    """Every rank's words -> their sum in fp32, rank 0's first: one number for each of theirs."""
-    total = floats(words[0], dtype)
+def sum_row(x, i, valid, row, peers, parity, failed, alarm, timeout,
+            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr):
+    """Vectors i of x summed over the ranks, rank 0's first, in fp32: one number for each of x's."""
+    words = exchange(x, i, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
+    total = floats(words[0], x.dtype.element_ty)
     for rank in tl.static_range(1, SIZE):
-        total += floats(words[rank], dtype)
+        total += floats(words[rank], x.dtype.element_ty)
     return total
 
 
 @triton.jit(do_not_specialize=["vectors", "rows", "timeout"])  # one compilation serves every size
 def push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm, timeout: tl.int64,
                     RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr,
-                    BLOCK: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr, SCOUT: tl.constexpr):
-    """out = x summed over the ranks; BLOCK vectors a row, `vectors` in all. out may be x.
-
-    AHEAD: a program pushes its next row before it waits for this one, so that the link never rests.
-    """
+                    BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """out = x summed over the ranks; BLOCK vectors a row, `vectors` in all. out may be x."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     per_vector: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
-    v = tl.arange(0, BLOCK)
-    row, step = tl.program_id(0), tl.num_programs(0)
-    own, slot = send(x, row * BLOCK + v, (row * BLOCK + v < vectors).to(tl.int32), row, peers, parity,
-                     RANK, SIZE, ROWS, ROW_BYTES)
-    while row < rows:
-        next_own, next_slot = own, slot
-        if AHEAD and row + step < rows:
-            next_own, next_slot = send(x, (row + step) * BLOCK + v, ((row + step) * BLOCK + v < vectors).to(tl.int32),
-                                       row + step, peers, parity, RANK, SIZE, ROWS, ROW_BYTES)
-        words = receive(own, slot, (row * BLOCK + v < vectors).to(tl.int32), row, peers, parity, failed, alarm,
-                        timeout, RANK, SIZE, ROWS, ROW_BYTES, SCOUT)
+    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
+        i = row * BLOCK + tl.arange(0, BLOCK)
+        total = sum_row(x, i, (i < vectors).to(tl.int32), row, peers, parity, failed, alarm, timeout,
+                        RANK, SIZE, ROWS, ROW_BYTES)
         n = row * BLOCK * per_vector + tl.arange(0, BLOCK * per_vector)
-        total = add_up(words, x.dtype.element_ty, SIZE)
         tl.store(out + n, total.to(out.dtype.element_ty), mask=n < vectors * per_vector)  # 16 bytes a thread
-        row += step
-        if not AHEAD and row < rows:
-            next_own, next_slot = send(x, row * BLOCK + v, (row * BLOCK + v < vectors).to(tl.int32), row, peers,
-                                       parity, RANK, SIZE, ROWS, ROW_BYTES)
-        own, slot = next_own, next_slot
 
 
 @triton.jit(do_not_specialize=["vectors", "rows", "timeout"])
@@ -189,8 +156,7 @@ def push_all_gather(x, out, vectors, rows, peers, parity, failed, alarm, timeout
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         i = row * BLOCK + tl.arange(0, BLOCK)
         valid = (i < vectors).to(tl.int32)
-        own, slot = send(x, i, valid, row, peers, parity, RANK, SIZE, ROWS, ROW_BYTES)
-        words = receive(own, slot, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
+        words = exchange(x, i, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
         for rank in tl.static_range(SIZE):
             push(out.to(tl.int64) + (rank * vectors + i) * 16, valid, words[rank])
 
@@ -214,9 +180,9 @@ def push_add_norm(x, bias, residual, weight, bias_ln, normed, new_residual, eps,
         gdc_wait()
     for row in range(tl.program_id(0), rows, tl.num_programs(0)):
         skip = tl.load(residual + row * D + n, mask=real, other=0.0).to(tl.float32)
-        own, slot = send(x, row * (D // per_vector) + v, valid, row, peers, parity, RANK, SIZE, ROWS, ROW_BYTES)
-        words = receive(own, slot, valid, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES)
-        h = add_up(words, x.dtype.element_ty, SIZE) + add + skip  # zero beyond D
+        total = sum_row(x, row * (D // per_vector) + v, valid, row, peers, parity, failed, alarm, timeout,
+                        RANK, SIZE, ROWS, ROW_BYTES)
+        h = total + add + skip  # zero beyond D
         tl.store(new_residual + row * D + n, h.to(new_residual.dtype.element_ty), mask=real)
         mean = tl.sum(h) / D
         centred = tl.where(real, h - mean, 0.0)

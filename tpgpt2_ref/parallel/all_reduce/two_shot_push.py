@@ -30,15 +30,15 @@ import torch
 
 from ..collectives import gather_objects
 from .base import AllReduce
-from .push import DTYPES, ROW_BYTES, Mailbox, PushAllReduce, Tiling
+from .push import DTYPES, ROW_BYTES, Mailbox, PushAllReduce
 from .symmetric import aligned, symmetric_buffer
 
-CAPACITY = 32 << 20  # bytes of a tensor; a mailbox takes three times as many, whatever the number of ranks
+CAPACITY = 32 << 20  # bytes summed at once; a mailbox takes three times as many, whatever the number of ranks
 BLOCK_BYTES = (2048, 4096, 8192)  # what one program sums at a time: the smallest of which a tensor's fit into the box
 
 
 class TwoShotPushAllReduce(AllReduce):
-    """Sums tensors of up to 32 MiB."""
+    """Sums tensors of any size, 32 MiB at a time."""
 
     name = "two_shot_push"
 
@@ -54,7 +54,7 @@ class TwoShotPushAllReduce(AllReduce):
         return PushAllReduce.missing(world)
 
     def can(self, x: torch.Tensor) -> bool:
-        return x.dtype in DTYPES and 0 < x.nbytes <= self.box.most and x.nbytes % 16 == 0
+        return x.dtype in DTYPES and x.nbytes > 0 and x.nbytes % 16 == 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.check()
@@ -70,21 +70,13 @@ class TwoShotPushAllReduce(AllReduce):
 class TwoShotMailbox(Mailbox):
     """One rank's mailbox, uint8 (3, size senders, rows, ROW_BYTES), full of EMPTY: two slots of parts, one of sums."""
 
-    @property
-    def most(self) -> int:
-        """Bytes of the largest tensor that it takes."""
-        return self.size * self.rows * ROW_BYTES
-
-    def sum(self, x: torch.Tensor, pdl: bool = False, tiling: Tiling | None = None) -> torch.Tensor:
+    def sum(self, x: torch.Tensor, pdl: bool = False) -> torch.Tensor:
         """The sum of x over the ranks, written into x."""
         from .two_shot_push_kernels import two_shot_push_all_reduce
 
-        cut = tiling or self.tiling(x.nbytes)
-        rows, block = -(-x.nbytes // (self.size * cut.row_bytes)), cut.row_bytes // 16
-        two_shot_push_all_reduce[self._grid(rows, block, cut.programs)](
-            x, x, x.nbytes // 16, rows, SCOUT=cut.scout, **self._rest(block, pdl))
+        for part in x.view(-1).split(self.size * self.rows * ROW_BYTES // x.element_size()):
+            block_bytes = next(b for b in BLOCK_BYTES if part.nbytes <= self.size * self.rows * b)
+            rows, block = -(-part.nbytes // (self.size * block_bytes)), block_bytes // 16
+            two_shot_push_all_reduce[self._grid(rows, block)](part, part, part.nbytes // 16, rows,
+                                                              **self._rest(block, pdl))
         return x
-
-    def tiling(self, nbytes: int) -> Tiling:
-        """How a call of so many bytes is cut: into the smallest blocks of which the mailbox has enough rows."""
-        return Tiling(next(b for b in BLOCK_BYTES if nbytes <= self.size * self.rows * b))

@@ -72,8 +72,7 @@ def scatter(x, vectors, row, peers, parity,
 
 @triton.jit
 def add_up(x, out, vectors, row, peers, parity, failed, alarm, timeout,
-           RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, BLOCK: tl.constexpr,
-           SCOUT: tl.constexpr):
+           RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """My block of the row, summed over the ranks, rank 0's first, in fp32. Second shot: the sum, to every peer."""
     v, every = tl.arange(0, BLOCK), tl.full((BLOCK,), 1, tl.int32)
     i = (row * SIZE + RANK) * BLOCK + v
@@ -86,7 +85,7 @@ def add_up(x, out, vectors, row, peers, parity, failed, alarm, timeout,
     stride: tl.constexpr = ROWS * ROW_BYTES
     at = row * ROW_BYTES + v.to(tl.int64) * 16
     words = take(tl.load(peers + RANK) + slot.to(tl.int64) * SIZE * stride + at, every, own, globaltimer() + patience,
-                 failed.to(tl.int64), alarm.to(tl.int64), RANK, SIZE, stride, SCOUT)
+                 failed.to(tl.int64), alarm.to(tl.int64), RANK, SIZE, stride)
     sums = (sum_word(words, 0, SIZE, x.dtype.element_ty), sum_word(words, 1, SIZE, x.dtype.element_ty),
             sum_word(words, 2, SIZE, x.dtype.element_ty), sum_word(words, 3, SIZE, x.dtype.element_ty))
     for step in tl.static_range(1, SIZE):
@@ -96,15 +95,14 @@ def add_up(x, out, vectors, row, peers, parity, failed, alarm, timeout,
 
 @triton.jit
 def collect(out, vectors, row, peers, failed, alarm, timeout,
-            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, BLOCK: tl.constexpr,
-            SCOUT: tl.constexpr):
+            RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr, BLOCK: tl.constexpr):
     """The peers' sums of their blocks of the row."""
     v, every = tl.arange(0, BLOCK), tl.full((BLOCK,), 1, tl.int32)
     patience = tl.where(tl.load(failed) == 0, timeout, 0)
     stride: tl.constexpr = ROWS * ROW_BYTES
     at = 2 * SIZE * stride + row * ROW_BYTES + v.to(tl.int64) * 16
     words = take(tl.load(peers + RANK) + at, every, (v, v, v, v), globaltimer() + patience,
-                 failed.to(tl.int64), alarm.to(tl.int64), RANK, SIZE, stride, SCOUT)
+                 failed.to(tl.int64), alarm.to(tl.int64), RANK, SIZE, stride)
     for rank in tl.static_range(SIZE):
         if rank != RANK:
             i = (row * SIZE + rank) * BLOCK + v
@@ -114,7 +112,7 @@ def collect(out, vectors, row, peers, failed, alarm, timeout,
 @triton.jit(do_not_specialize=["vectors", "rows", "timeout"])  # one compilation serves every size
 def two_shot_push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm, timeout: tl.int64,
                              RANK: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, ROW_BYTES: tl.constexpr,
-                             BLOCK: tl.constexpr, PDL: tl.constexpr, SCOUT: tl.constexpr):
+                             BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out = x summed over the ranks; SIZE * BLOCK vectors a row, `vectors` in all. out may be x.
 
     A program's rows are in three stages at once: while it waits for one's parts, the parts of the next are under way,
@@ -128,7 +126,6 @@ def two_shot_push_all_reduce(x, out, vectors, rows, peers, parity, failed, alarm
         if row + step < rows:
             scatter(x, vectors, row + step, peers, parity, RANK, SIZE, ROWS, ROW_BYTES, BLOCK)
         if (row >= 0) & (row < rows):
-            add_up(x, out, vectors, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES, BLOCK,
-                   SCOUT)
+            add_up(x, out, vectors, row, peers, parity, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES, BLOCK)
         if row >= step:
-            collect(out, vectors, row - step, peers, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES, BLOCK, SCOUT)
+            collect(out, vectors, row - step, peers, failed, alarm, timeout, RANK, SIZE, ROWS, ROW_BYTES, BLOCK)
