@@ -66,14 +66,15 @@ def shapes_on(world, folders, prompts, n):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 def test_equals_hugging_face_at_every_tp(checkpoint, size):
     made = [(shape, *checkpoint(**shape)) for shape in (TINY, ODD)]
-    args = ([folder for _, folder, _ in made], PROMPTS, 12)
+    new = 12 if size < 4 else 4  # many ranks on few cores wait for each other at every collective
+    args = ([folder for _, folder, _ in made], PROMPTS, new)
     ranks = on_ranks(size, shapes_on, *args) if size > 1 else [shapes_on(World.single(), *args)]
     for i, (shape, _, hf) in enumerate(made):
-        hold([got[i] for got in ranks], hf, PROMPTS, 12, size, shape["n_layer"])
+        hold([got[i] for got in ranks], hf, PROMPTS, new, size, shape["n_layer"])
 
 
 def test_xl_with_its_25_heads_on_two_ranks(checkpoint):
-    folder, hf = checkpoint(**FAMILY["gpt2-xl"])
+    folder, hf = checkpoint(**dict(FAMILY["gpt2-xl"], vocab_size=1001, bos_token_id=0, eos_token_id=1000))
     hold(on_ranks(2, both, folder, PROMPTS, 4), hf, PROMPTS, 4, 2, 2)
 
 
