@@ -41,6 +41,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "alone: times a GPU, or has two ranks share one: nothing else may run there")
 
 
+def pytest_itemcollected(item):
+    """With `-n 2 --dist loadgroup` a file's tests stay together, for what they share."""
+    if item.path.is_relative_to(ROOT / "tpgpt2_ref"):
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config, items):
     if (wanted := config.getoption("--needs", None)) is not None:

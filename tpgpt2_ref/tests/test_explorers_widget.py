@@ -10,7 +10,7 @@ import pytest
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.explorers import NAMES, widget
 
-STEP = {"gpt2": "gpt2-test", "tp": 2, "batch": 1, "tokens": 16, "context": 0, "sum": "auto", "link": ""}
+STEP = {"gpt2": "gpt2-test", "tp": 1, "batch": 1, "tokens": 16, "context": 0, "sum": "auto", "link": ""}
 POINTS = {
     "collective": {"algorithm": "ring", "world": 2, "bytes": 1536},
     "timeline": {"model": "gpt2-test", "tp": 2, "plan": "as-drawn", "phase": "decode", "graph": False, "batch": 2,
@@ -89,7 +89,7 @@ def test_the_reader_s_ranks_run_the_chosen_point():
     assert {(d["path"], d["world"], d["bytes"]) for d in dots["collective"]} == {("gloo", 2, 1536)}
     assert [(d["backend"], d["seq_len"]) for d in dots["roofline"]] == [("NAIVE", 32)]
     assert all(d["us_median"] > 0 and d["here"] for d in (*dots["collective"], *dots["roofline"]))
-    assert [(d["gpt2"], d["tp"], d["us"] > 0) for d in dots["cost"]] == [("gpt2-test", 2, True)]
+    assert [(d["gpt2"], d["tp"], d["us"] > 0) for d in dots["cost"]] == [("gpt2-test", 1, True)]
     here = ends["timeline"]["done"]["timeline"]
     assert [s["op"] for s in here["stages"]] == [None, *["all_gather"] * 3, None, None, "all_reduce"]
     assert here["layers"] == 2 and here["step_us"] > 0 and here["model"] == "gpt2-test"

@@ -16,7 +16,7 @@ from tpgpt2_ref.cli import main
 from tpgpt2_ref.errors import UserError
 from tpgpt2_ref.recorded import nvml
 
-from .conftest import ROOT
+from .conftest import ROOT, cli_json
 
 
 class FakeNVML:
@@ -133,12 +133,11 @@ def namespaces():
 def test_torchrun_between_two_namespaces(namespaces):
     """Two hosts, a cable of 200 Mbit/s: the same greedy ids as one rank, and the cable bounds what is measured."""
     argv = ["generate", "--model", "random:gpt2-test", "--device", "cpu", "--prompt-ids", "1,2,3", "--max-new-tokens",
-            "4", "--json"]
-    one = json.loads(subprocess.run([sys.executable, "-m", "tpgpt2_ref", *argv], capture_output=True, cwd=ROOT,
-                                    timeout=60).stdout)
+            "4"]
+    one = cli_json(*argv)
     with two_hosts.two_hosts(mbit=200) as hosts:
-        ranks = [subprocess.Popen(host.torchrun([*argv, "--tp", "2"]), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  text=True, cwd=ROOT) for host in hosts]
+        ranks = [subprocess.Popen(host.torchrun([*argv, "--tp", "2", "--json"]), stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE, text=True, cwd=ROOT) for host in hosts]
         (out, err), _ = [rank.communicate(timeout=100) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], err
     two = json.loads(out)
