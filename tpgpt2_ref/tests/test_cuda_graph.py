@@ -17,7 +17,8 @@ from tpgpt2_ref.parallel.launch import gpu_count
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.weights import Checkpoint, load_model
 
-from .conftest import on_ranks
+from .conftest import cli_json, on_ranks
+from .test_gpt2 import greedy_of_hugging_face
 from .test_gpu import SHARE
 
 PROMPTS = [[1, 2, 3], list(range(20, 57)), [5], [7, 7], list(range(90, 10, -1))]
@@ -164,3 +165,46 @@ def test_memory_at_load():
     Engine(model).generate([[1, 2, 3]], 4)
     assert sum(p.nbytes for p in model.parameters()) == weights
     assert torch.cuda.memory_allocated() - before < 1.2 * weights + 64e6  # no second copy: cache and graphs are small
+
+
+@pytest.mark.gpu
+@pytest.mark.alone
+def test_a_cache_takes_nine_tenths_of_what_is_free_and_the_rest_waits():
+    """256 prompts to the model's end, on a GPU with 6 GB left: they need 10."""
+    random = torch.Generator().manual_seed(0)
+    model = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16")
+    n = model.config.n_positions
+    prompts = torch.randint(0, 50257, (256, n - 4), generator=random).tolist()
+    torch.cuda.empty_cache()
+    ballast = torch.empty(torch.cuda.mem_get_info()[0] - (6 << 30), dtype=torch.uint8, device="cuda")
+    free = torch.cuda.mem_get_info()[0]
+    engine = Engine(model)
+    new = engine.generate(prompts, 8)
+    cache = sum(c.nbytes for c in engine.kv_caches)
+    assert 0.8 * free < cache < 0.91 * free
+    assert len(engine.seconds["prefill"]) > 1 and {len(ids) for ids in new} <= {1, 2, 3, 4, 5}
+    del ballast
+
+
+@pytest.mark.parametrize("tp", [pytest.param(1, marks=pytest.mark.gpu), pytest.param(2, marks=pytest.mark.gpus(2))])
+def test_a_head_of_its_own_in_the_fused_step(tp, tmp_path):
+    """An untied checkpoint, as transformers saves it: gpt2.py's ids and transformers' from the fused kernels."""
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(4)  # of twelve, the seed whose best and second-best logits are farthest apart: 20 roundings
+    shape = dict(n_layer=2, n_head=4, n_embd=128, n_positions=64, vocab_size=257, bos_token_id=256, eos_token_id=256)
+    theirs = GPT2LMHeadModel(TheirConfig(attn_implementation="eager", tie_word_embeddings=False, **shape)).eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(torch.randn_like(p), alpha=0.02)
+        theirs.lm_head.weight.normal_()
+    theirs.save_pretrained(tmp_path)
+    prompts = [[1, 2, 3, 4, 5], [42], [99, 98, 97]]
+    want = greedy_of_hugging_face(theirs, prompts, 8)
+    model = load_model(str(tmp_path), World.single("cuda"), dtype="float16")
+    assert not model.config.tie_word_embeddings and Engine(model, rung=LADDER[0]).generate(prompts, 8) == want
+    asked = [word for ids in prompts for word in ("--prompt-ids", ",".join(map(str, ids)))]
+    said = cli_json("generate", "--model", tmp_path, "--device", "cuda", "--dtype", "float16", "--tp", tp, *asked,
+                    "--max-new-tokens", 8)
+    assert said["token_ids"] == want and said["eager_because"] is None and said["tp"] == tp

@@ -175,7 +175,6 @@ def test_a_prefill_in_halves_on_two_ranks(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.alone
 def test_the_fastest_rung_over_push_on_gpus_also_in_a_graph():
     """Where there is one GPU, two ranks share it: the counts are right, the times only more than nothing."""
     for name, layers, both in on_ranks(2, rung_on_a_rank, None, (False, True), device="cuda", env=SHARE, timeout=120):
