@@ -75,15 +75,14 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     chapters = [Step(f"chapter-{path.stem}", [*execute, str(path)], 300, gpus)
                 for path in sorted((ROOT / "book").glob("*.ipynb"))]
 
-    def tests(*selected, limit):  # a step for those that need 4 GPUs, for those that need 2, ...
-        def shared(name, parts, *which):
-            return Step(name, pytest(*which, "--needs", "1", "--share", str(out / BEGUN / name), *selected), limit,
-                        gpus, parts)
+    def tests(*selected, limit):  # a step for those that need 4 GPUs, for those that need 2, and two for the others
+        def shared(name, which, side_by_side):
+            return Step(name, pytest("-m", which, "--needs", "1", "--share", str(out / BEGUN / name), *selected), limit,
+                        max(1, gpus), side_by_side * max(1, gpus))
 
         return [*(Step(f"tests-{n}", pytest("-m", "gpus", "--needs", str(n), *selected), limit, n)
                   for n in reversed(tps[1:])),
-                shared("tests-1", SIDE_BY_SIDE * gpus, "-m", "(gpu or gpus) and not alone"),
-                shared("tests-alone", gpus, "-m", "(gpu or gpus) and alone")]
+                shared("tests-1", "gpu and not alone", SIDE_BY_SIDE), shared("tests-alone", "gpu and alone", 1)]
 
     if quick:
         found, last, both = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8], ["--prompt-len", 128, 512]
