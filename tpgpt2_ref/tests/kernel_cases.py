@@ -42,6 +42,7 @@ class Case:
         self.wte = SimpleNamespace(weight=normal(rows, width), vocab_size=174 + rows, start=192, local=rows)
         self.state = DecodeState.empty(batch, heads, length, torch.device(device))
         self.state.ids.copy_(torch.randint(0, 192 + rows, (batch,), generator=random))
+        self.state.ids[1:2] = 192 + rows  # the first of the next rank's
         self.state.live.fill_(1)
         self.state.live[-1] = batch == 1
         pages = self.state.block_table.numel()
