@@ -21,6 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tpgpt2_ref.bench.two_hosts import two_hosts  # noqa: E402
+
 HEAD = """import os, signal, sys, threading, time
 import torch.distributed as dist
 here = world.device
@@ -32,7 +36,7 @@ ANY = re.compile("")
 @dataclass(frozen=True)
 class Kind:
     name: str
-    group: str  # cell, interrupt, around, leak, command, malformed
+    group: str  # cell, interrupt, around, leak, stranger, command, malformed
     run: Callable
     says: re.Pattern = ANY
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -297,6 +301,55 @@ LEAKS = [
 ]
 
 
+# Live ranks and a running `generate` on one host, a stranger on another who knows what ports to try
+REACH = """
+import socket, sys
+for port in map(int, sys.argv[2:]):
+    try:
+        socket.create_connection((sys.argv[1], port), 3).close()
+        print(port)
+    except OSError:
+        pass
+"""
+LISTENER = "import socket\ns = socket.create_server(('', 0))\nprint(s.getsockname()[1], flush=True)\ninput()"
+
+
+def reached_from_another_host(stage) -> str | None:
+    """What of ours a stranger reached, None if nothing: a listener of this test's own must be found, and it alone."""
+    with two_hosts() as (here, stranger):
+        def inside(host, *program, **kwargs):
+            return subprocess.Popen(["ip", "netns", "exec", host.namespace, "env", f"PYTHONPATH={ROOT}", sys.executable,
+                                     *program], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **kwargs)
+
+        times = Path(stage.place) / f"times-{time.monotonic_ns()}"
+        times.touch()
+        programs = [inside(here, "-c", START.format(device=stage.device) + "input()"),
+                    inside(here, *GENERATE[1:-1], "250", "--device", stage.device,
+                           env={**os.environ, "TPGPT2_TIMES": str(times)}),
+                    inside(here, "-c", LISTENER)]
+        try:
+            programs[0].stdout.readline()
+            while "model loaded" not in times.read_text() and programs[1].poll() is None:
+                time.sleep(0.02)
+            tables = subprocess.run(["ip", "netns", "exec", here.namespace, "cat", *(
+                f"/proc/net/{table}" for table in ("tcp", "tcp6", "udp", "udp6"))], capture_output=True, text=True)
+            rows = [line.split() for line in tables.stdout.splitlines() if ":" in line.split()[0]]
+            bound = {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] in ("0A", "07")}  # listen, datagrams
+            found = inside(stranger, "-c", REACH, here.address, *map(str, bound))
+            reached = found.communicate(timeout=60)[0].split()
+            if [p.poll() for p in programs] != [None] * 3 or len(bound) < 5:
+                return f"not all programs ran: {[p.poll() for p in programs]}, {len(bound)} ports"
+            own = programs[2].stdout.readline().strip()
+        finally:
+            for program in programs:
+                program.kill()
+                program.communicate()
+    return None if reached == [own] else f"reached {reached}, its own is {own}"
+
+
+STRANGERS = [Kind("reached from another host", "stranger", reached_from_another_host, devices=("cpu",))]
+
+
 # What the environment may hold when a command starts
 def command(env: dict[str, str], *argv: str, twice: bool = False):
     """One line on stderr and status 1 or 2, or success; None if so, otherwise what came."""
@@ -373,4 +426,4 @@ def _spoil(path: Path, rng: random.Random) -> None:
 
 
 MALFORMED = [Kind("malformed checkpoint", "malformed", malformed, devices=("cpu",))]
-KINDS = [*CELLS, *INTERRUPTS, *AROUND, *LEAKS, *COMMANDS, *MALFORMED]
+KINDS = [*CELLS, *INTERRUPTS, *AROUND, *LEAKS, *STRANGERS, *COMMANDS, *MALFORMED]

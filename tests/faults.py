@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.fault_kinds import KINDS, Kind  # noqa: E402
 from tests.fault_workers import side_by_side  # noqa: E402
+from tpgpt2_ref.bench.two_hosts import missing  # noqa: E402
 from tpgpt2_ref.errors import UserError  # noqa: E402
 from tpgpt2_ref.notebook import Ranks  # noqa: E402
 from tpgpt2_ref.recorded import results  # noqa: E402
@@ -64,7 +65,7 @@ def one_try(kind: Kind, stage: Stage) -> dict:
     begin, failure = time.monotonic(), None
     text = kind.run(stage)
     message_s = time.monotonic() - begin
-    if kind.group in ("leak", "command", "malformed"):
+    if kind.group in ("leak", "stranger", "command", "malformed"):
         return {"recovered": text is None, "said": True, "message_s": message_s, "right_s": None,
                 "failure": text and f"{kind.name}: {text}"}
     named = bool(kind.says.search(text or "")) if kind.says.pattern else text is None
@@ -190,6 +191,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     kinds = [kind for kind in KINDS if args.device in kind.devices and (args.only is None or any(
         fnmatch(f"{kind.group}:{kind.name}", wanted) for wanted in args.only.split(",")))]
+    if any(kind.group == "stranger" for kind in kinds) and (reason := missing()):
+        print(f"left out: reached from another host ({reason})")
+        kinds = [kind for kind in kinds if kind.group != "stranger"]
     if args.list or not kinds:
         print("\n".join(f"{kind.group}:{kind.name}" for kind in kinds) or f"no kind is called {args.only}")
         return 0 if kinds else 2

@@ -18,12 +18,15 @@ from .arguments import add_model_arguments, add_prompt_arguments, dtype, ranks, 
 
 __all__ = ["HELP", "add_arguments", "check", "ranks", "run", "show"]
 HELP = "generate text, on one rank or several"
+SHORT = 256  # new tokens: their eager steps take a second, what graphs need first takes several
 
 
 def add_arguments(parser):
     add_model_arguments(parser)
     add_prompt_arguments(parser, repeatable=True)
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N")
+    parser.add_argument("--graphs", action="store_true", help=f"on GPUs: record CUDA graphs even for up to {SHORT} "
+                        "new tokens, though the text comes later then")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample among the K likeliest (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that "
@@ -34,17 +37,23 @@ def add_arguments(parser):
 def check(args):
     args.sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.seed)
     read_prompts(args, args.max_new_tokens)
+    args.short = args.device == "cuda" and args.max_new_tokens <= SHORT and not args.graphs
+    if args.short and args.sum == "auto":
+        args.sum = "c10d"
 
 
 def run(args, world) -> dict:
     from ..engine import Engine
+    from ..engine.ladder import LADDER
     from ..weights import load_model
 
     start = time.perf_counter()
     model = load_model(args.checkpoint, world, args.plan, dtype(args), args.backend)
     loaded = time.perf_counter()
     mark("model loaded")
-    engine = Engine(model)
+    engine = Engine(model, rung=LADDER[0] if args.short else None)
+    if args.short:
+        engine.decoding.why_not = f"{args.max_new_tokens} tokens come sooner without (--graphs records them)"
     new = engine.generate(args.token_ids, args.max_new_tokens, args.sampling)
     mark("generated")
     errors = "replace" if args.json else "surrogateescape"
