@@ -372,6 +372,25 @@ def command(env: dict[str, str], *argv: str, twice: bool = False):
     return run
 
 
+def two_groups_on_one_port(stage) -> str | None:
+    """Four processes by hand, two of each rank: two run, two say in one line why they don't, within 20 s."""
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 9999)}
+    ranks = [subprocess.Popen([*GENERATE[:-1], "2", "--device", "cpu"], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.PIPE, env={**env, "RANK": str(i % 2)}) for i in range(4)]
+    try:
+        said = [p.communicate(timeout=30)[1].strip() for p in ranks]
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    finally:
+        for p in ranks:
+            p.kill()
+    refused = [text for p, text in zip(ranks, said) if p.returncode == 2]
+    if sorted(p.returncode for p in ranks) != [0, 0, 2, 2] or not all(
+            text.startswith("error: ") and "MASTER_PORT" in text and "\n" not in text for text in refused):
+        return f"{[p.returncode for p in ranks]}: {said}"
+    return None
+
+
 COMMANDS = [Kind(name, "command", command(*what, twice=name.startswith("twice")), devices=("cpu",)) for name, what in {
     "RANK=5 of 2": ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29871"},),
     "RANK without MASTER_ADDR": ({"RANK": "0", "WORLD_SIZE": "2"},),
@@ -382,6 +401,7 @@ COMMANDS = [Kind(name, "command", command(*what, twice=name.startswith("twice"))
     "twice the same MASTER_PORT at once": ({"MASTER_PORT": "29873"}, "--tp", "2"),
     "MASTER_ADDR is no host, own ranks": ({"MASTER_ADDR": "no.such.host.invalid"}, "--tp", "2"),
 }.items()]
+COMMANDS.append(Kind("two groups on one MASTER_PORT", "command", two_groups_on_one_port, devices=("cpu",)))
 
 
 def malformed(stage) -> str | None:

@@ -21,11 +21,12 @@ from contextlib import contextmanager
 
 from ..parallel.times import mark
 
-FORKS = sys.platform == "linux"
 
+def main(fd: int, forks: bool) -> None:
+    """Serve one notebook until it is gone.
 
-def main(fd: int) -> None:
-    """Serve one notebook until it is gone."""
+    forks  whether ranks are forked from here; otherwise each is a process of its own, which imports torch itself
+    """
     notebook, control = os.getppid(), socket.socket(fileno=fd)
     wake, waker = socket.socketpair()
     wake.setblocking(False)
@@ -37,7 +38,7 @@ def main(fd: int) -> None:
     mark("fork server: its Python is up")
     try:
         with _for_as_long_as(notebook, control):
-            if FORKS:
+            if forks:
                 _import_what_ranks_need()
         mark("fork server: imported")
         while os.getppid() == notebook:
@@ -52,7 +53,7 @@ def main(fd: int) -> None:
                 break
             *lines, heard = (heard + data).split(b"\n")
             for line in lines:
-                _obey(json.loads(line), children, folders, control, wake, waker)
+                _obey(json.loads(line), forks, children, folders, control, wake, waker)
     except OSError:
         pass  # the notebook closed its end
     finally:
@@ -94,7 +95,7 @@ def _for_as_long_as(notebook: int, control: socket.socket):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
-def _obey(said: dict, children: dict[int, int], folders: set, *sockets) -> None:
+def _obey(said: dict, forks: bool, children: dict[int, int], folders: set, *sockets) -> None:
     """Carry out one line."""
     if "signal" in said:
         rank, number = said["signal"]
@@ -104,7 +105,7 @@ def _obey(said: dict, children: dict[int, int], folders: set, *sockets) -> None:
         folders.discard(said["forget"])
     else:
         folders.add(said["folder"])
-        pid = children[said["start"]] = _fork(said, sockets) if FORKS else _spawn(said)
+        pid = children[said["start"]] = _fork(said, sockets) if forks else _spawn(said)
         sockets[0].sendall((json.dumps({"started": said["start"], "pid": pid}) + "\n").encode())
 
 

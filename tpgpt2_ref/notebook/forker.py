@@ -27,6 +27,7 @@ class Forker:
 
     _shared: list[Forker] = []  # the one that runs, if one does: all `Ranks` of a process start from it
     _lock = threading.Lock()
+    forks = sys.platform == "linux"  # elsewhere a process that has torch and its threads can't be forked safely
 
     @classmethod
     def take(cls, users: int = 1) -> Forker:
@@ -55,7 +56,8 @@ class Forker:
         self.socket, theirs = socket.socketpair()
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from tpgpt2_ref.notebook.fork_server import main; main({theirs.fileno()})"],
+            [sys.executable, "-c", f"from tpgpt2_ref.notebook.fork_server import main; "
+             f"main({theirs.fileno()}, forks={self.forks})"],
             pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()

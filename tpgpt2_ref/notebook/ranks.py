@@ -23,7 +23,7 @@ import weakref
 from collections.abc import Iterator
 
 from ..errors import UserError
-from ..parallel.launch import gpu_count
+from ..parallel.launch import check_memory, gpu_count
 from ..parallel.torchrun import share_gpu as share_gpu_is_set
 from .conversation import Conversation
 from .crew import Crew, check_alive, uninterrupted
@@ -46,6 +46,7 @@ class Ranks:
                  group_timeout: float = 300.0, check: bool = True):
         if size < 1:
             raise UserError(f"Ranks({size}): at least one rank")
+        check_memory(size, f"Ranks({size})")
         if device not in (None, "cpu", "cuda"):
             raise UserError(f"Ranks(device={device!r}): \"cpu\", \"cuda\" or None")
         self.share_gpu = share_gpu_is_set() if share_gpu is None else share_gpu

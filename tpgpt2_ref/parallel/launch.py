@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from .private import PrivateFolder
 from .times import mark
 from .torchrun import rank_env, share_gpu
 
+RANK_BYTES = 150 << 20  # what a process with torch takes, before it holds any model
 GRACE = 3.0  # seconds that the others get to end by themselves once one rank has failed
 
 
@@ -61,6 +63,18 @@ def check_size(size: int, device: str) -> None:
                             "(`python -m tpgpt2_ref doctor` says what is missing)")
         if size > gpus and not share_gpu():
             raise UserError(f"--tp {size} needs {size} GPUs, this machine has {gpus}: lower --tp, or use --device cpu")
+    check_memory(size, f"--tp {size}")
+
+
+def check_memory(size: int, asked: str) -> None:
+    """Refuse more rank processes than the memory that is free now holds, where the system says how much that is."""
+    try:
+        available = int(re.search(r"MemAvailable:\s*(\d+)", Path("/proc/meminfo").read_text())[1]) << 10
+    except (OSError, TypeError):
+        return
+    if size > (most := max(1, available // RANK_BYTES)):
+        raise UserError(f"{asked}: a rank is a process of {RANK_BYTES >> 20} MB at least, and this machine has "
+                        f"memory for {most} now")
 
 
 def launch(argv: list[str], size: int, env: dict[str, str] | None = None, module: str | None = "tpgpt2_ref",
@@ -81,7 +95,7 @@ def launch(argv: list[str], size: int, env: dict[str, str] | None = None, module
         for rank in range(size):
             logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
             ranks.append(subprocess.Popen(
-                program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent,
+                program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 env={**os.environ, **rank_env(rank, size, folder.path), **(env or {})},
                 stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
         janitor = _janitor(ranks, folder.path)
@@ -150,5 +164,5 @@ def _last_line(log) -> str:
 
 
 def _die_with_parent():
-    if sys.platform == "linux":  # elsewhere the janitor does it
-        getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    """On Linux; elsewhere the janitor does it."""
+    getattr(ctypes.CDLL(None), "prctl", lambda *_: None)(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

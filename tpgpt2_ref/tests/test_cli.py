@@ -117,6 +117,7 @@ def test_two_ranks_refuse_with_one_line(broken):
     (["generate", *MODEL], "no prompt: give --prompt TEXT"),
     (["generate", *MODEL, "--prompt", ""], "prompt 0 is empty"),
     (["generate", *MODEL, "--prompt-ids", "1", "--tp", "0"], "--tp must be at least 1"),
+    (["generate", *MODEL, "--prompt-ids", "1", "--tp", "1000000"], "--tp 1000000: a rank is a process of 150 MB"),
     (["generate", *MODEL, "--prompt-ids", "1", "--top-p", "0"], "--top-p must lie in (0, 1]"),
     (["generate", *MODEL, "--prompt-ids", "1", "--temperature", "-1"], "--temperature must be 0"),
     (["generate", *MODEL, "--prompt-ids", "1", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),

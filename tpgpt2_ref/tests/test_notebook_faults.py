@@ -12,6 +12,7 @@ import pytest
 
 from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.notebook import Ranks
+from tpgpt2_ref.notebook.forker import Forker
 from tpgpt2_ref.notebook.show import CellError
 
 from .conftest import ROOT
@@ -227,6 +228,19 @@ def test_ranks_in_reserve_take_over_and_may_die_too(ranks):
             ranks.run(SUM)
     finally:
         ranks._keeps_reserve = False
+
+
+def test_where_forking_is_not_safe_each_rank_is_started_anew(monkeypatch):
+    """As on macOS."""
+    monkeypatch.setattr(Forker, "forks", False)
+    monkeypatch.setattr(Forker, "_shared", [])
+    with Ranks(2, device="cpu") as ranks:
+        with pytest.raises(RankError, match="rank 1 ended with status 1.*Fresh"):
+            ranks.run("import os, time\nos._exit(1) if world.rank else time.sleep(20)")
+        ranks.run(SUM)
+        assert [y.tolist() for y in ranks.get("y")] == [[2, 2], [2, 2]]
+        gone = [*pids(ranks), ranks._forker.process.pid]
+    assert not any(map(is_running, gone))
 
 
 @pytest.mark.parametrize("killed", [True, False])
