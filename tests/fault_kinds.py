@@ -124,10 +124,12 @@ SWALLOWS = "end = time.time() + 60\nwhile time.time() < end:\n" \
 def interrupted(pauses: list[float], code: str):
     def run(stage) -> str | None:
         pressed = threading.Event()  # a thread whose join was interrupted counts as ended in Python 3.11
+        first = time.monotonic() + pauses[0]
         threading.Thread(target=_press, args=(pauses, pressed)).start()
         try:
             return said(lambda: stage.ranks.run(HEAD + code))
         finally:
+            stage.message_s = time.monotonic() - first  # the message is not late because the finger comes late
             while not pressed.is_set():  # the later interrupts come where they come
                 said(lambda: pressed.wait(0.1))
             said(lambda: time.sleep(0.1))  # the last one
