@@ -16,4 +16,10 @@ def faults() -> None:
         rows.table(["fault in a cell", "recovered", "message after, s", "worst", "right ranks, s later"], lines,
                    f"The ten of {len(cell)} faults that took longest to be told (worst: {slow['fault']}); "
                    f"{sum(r['recovered'] for r in run.rows)} of {sum(r['tries'] for r in run.rows)} tries of all "
-                   f"{len(run.rows)} kinds recovered. " + rows.recorded_on(run))
+                   f"{len(run.rows)} kinds recovered. " + beside(cell) + rows.recorded_on(run))
+
+
+def beside(of: list[dict]) -> str:
+    """How many tries shared the machine, which makes each of them slower."""
+    most = max(r.get("side_by_side", 1) for r in of)
+    return f"Up to {most} tries ran side by side. " if most > 1 else ""

@@ -103,13 +103,17 @@ def ask(folder: Path, ranks: Iterable[int]) -> dict[int, tuple[Post, ...]]:
                 continue
             if answered == question:
                 said[rank] = [Post(*fields, members=tuple(members)) for *fields, members in posts]
-    first = {}  # of each channel, the number from which on all remember it
+    return remembered(said)
+
+
+def remembered(said: dict[int, list[Post]]) -> dict[int, tuple[Post, ...]]:
+    """Of each channel, what all ranks that used it still remember."""
+    first = {}  # of each channel, the number from which on all do
     for posts in said.values():
         oldest = {}
         for post in posts:
             oldest.setdefault(post.channel, post.number)
-        first = {channel: max(n, first.get(channel, 1)) for channel, n in oldest.items()} | {
-            channel: n for channel, n in first.items() if channel not in oldest}
+        first |= {channel: max(n, first.get(channel, 1)) for channel, n in oldest.items()}
     return {rank: tuple(p for p in posts if p.number >= first[p.channel]) for rank, posts in said.items()}
 
 

@@ -2,11 +2,12 @@
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpgpt2_ref.parallel.board import Board
 from tpgpt2_ref.parallel.posts import OutOfStep, Phase, Post, State, circle, trouble
+from tpgpt2_ref.parallel.recorder import LAST, posts_of, remembered
 
 OPS = st.tuples(st.sampled_from(["all_reduce", "barrier"]), st.sampled_from(["(2,)", "(3,)"]))
 
@@ -46,6 +47,37 @@ def test_ranks_that_wait_for_each_other_in_different_groups():
     assert trouble(states, 1) is None
     assert circle(states, 1).startswith("rank 0 waits in barrier #1 of ranks 0, 1; rank 1 waits in")
     assert circle({**states, 2: State(1, Phase.RUNNING)}, 1) is None  # it may still come
+
+
+def entry(number, group="0", op="nccl:all_reduce", sizes=((4,),), dtype="Float", at=10, p2p=False):
+    """As PyTorch's flight recorder has it (2.11, NCCL)."""
+    return {"collective_seq_id": number, "process_group": [group, "default_pg"], "profiling_name": op, "is_p2p": p2p,
+            "input_sizes": sizes, "input_dtypes": [dtype], "time_created_ns": at, "state": "scheduled"}
+
+
+def test_the_flight_recorder_as_posts():
+    """Numbers begin with the cell, messages are left out, groups are told apart."""
+    groups = {"0": {"ranks": "[0, 1, 2]"}, "1": {"ranks": "[0, 2]"}}
+    said = {"pg_config": groups, "entries": [
+        entry(1, at=3), entry(2, at=4), entry(3), entry(1, "1", "nccl:_all_gather_base", dtype="BFloat16"),
+        entry(0, p2p=True), entry(4, sizes=((2, 3),)), entry(5, op="nccl:barrier", sizes=())]}
+    posts = posts_of(said, size=3, began=5)
+    assert [str(p) for p in posts] == [
+        "all_reduce #1, float32 (4,)", "all_gather #1 of ranks 0, 2, bfloat16 (4,)", "all_reduce #2, float32 (2, 3)",
+        "barrier #3, float32"]
+    assert posts[1].members == (0, 2) and not posts_of({"entries": []}, 3, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 500), min_size=2, max_size=3))
+def test_ranks_that_remember_different_collectives_are_compared_where_all_do(counts):
+    """Only the last of a rank are remembered; what is too old on one rank is no difference."""
+    said = {r: [Post(n, "barrier", "", "") for n in range(1, count + 1)][-LAST:] for r, count in enumerate(counts)}
+    states = {rank: State(1, Phase.RUNNING, posts) for rank, posts in remembered(said).items()}
+    assert trouble(states, 1) is None
+    if max(counts) > min(counts):
+        behind = counts.index(min(counts))
+        assert "ended its cell" in trouble({**states, behind: State(1, Phase.ENDED, states[behind].posts)}, 1)
 
 
 def test_two_boards(tmp_path):
