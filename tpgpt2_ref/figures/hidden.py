@@ -1,55 +1,43 @@
 """Hiding a sum: recorded (or live) timelines of a prefill in one piece and in halves, and what the halves gain."""
 from __future__ import annotations
 
+from ..config import FAMILY
 from ..errors import UserError
 from ..notebook.palette import COMPUTING, MOVING, WAITING
-from ..notebook.style import show
+from ..notebook.style import RANK_COLOURS, show
+from ..recorded.results import Run
 from . import rows
 
-FORMS = {"fused": "in one piece", "halves": "in two halves"}
-SHADE = {"": 1.0, "A": 1.0, "B": 0.5}  # of a half's products
+FORMS = {"fused": "In one piece", "halves": "In two halves"}
 
 
-def hidden_lanes(live: dict[str, list[dict]] | None = None, layers: tuple[int, int] = (6, 7)) -> None:
-    """Rank 0's and rank 1's lanes, products above sums, over two layers of both forms, on one scale.
-
-    live  {"fused": rows, "halves": rows} that `bench.timeline.record` gave; None: the recorded ones, if there are
-    """
+def hidden_lanes(layers: tuple[int, int] = (6, 7)) -> None:
+    """A lane for the whole batch, then one for each half, of both ranks, over two layers, on one scale."""
     import matplotlib.pyplot as plt
 
-    run = None
-    if live is None:
-        try:
-            run = rows.run("hidden", 2)
-        except UserError:
-            rows.note("No prefill in two halves is recorded on two GPUs yet: here its timeline will stand.")
-            return
-        live = {form: rows.only(run.rows, rung=form) for form in FORMS}
-    spans = {form: [r for r in found if r["stage"] != "T1" and r["kind"] != "instant" and any(
-        r["layer"].startswith(f"h.{layer}.") for layer in range(layers[0], layers[1] + 1))]
-        for form, found in live.items()}
-    ranks = 1 + max(r["rank"] for r in spans["halves"])
-    figure, axes = plt.subplots(2, 1, figsize=(9, 1.6 + 1.3 * ranks), sharex=True)
-    said = {}
+    if (run := recorded("hidden")) is None:
+        return
+    spans = {form: [r for r in run.rows if r["rung"] == form and r["stage"] != "T1"
+                    and layers[0] <= int(r["layer"].split(".")[1]) <= layers[1]] for form in FORMS}
+    figure, axes = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, gridspec_kw={"height_ratios": (2, 4)})
+    said = []
     for ax, (form, mine) in zip(axes, spans.items()):
-        first = min(r["start_us"] for r in mine)
+        first, end = min(r["start_us"] for r in mine), max(r["start_us"] + r["us"] for r in mine)
+        lanes = {lane: y for y, lane in enumerate(sorted({(r["rank"], r.get("part", "")) for r in mine}))}
         for r in mine:
-            y = 2.3 * r["rank"] + (r["kind"] == "collective")
-            start, shade = r["start_us"] - first, SHADE[r.get("part", "")]
+            start, lane = r["start_us"] - first, (lanes[r["rank"], r.get("part", "")] - 0.4, 0.8)
             if r["kind"] == "compute":
-                ax.broken_barh([(start, r["us"])], (y, 0.85), color=COMPUTING, alpha=shade, edgecolor="none")
+                ax.broken_barh([(start, r["us"])], lane, color=COMPUTING, edgecolor="white")
             else:
-                ax.broken_barh([(start, r["wait_us"])], (y, 0.85), color=WAITING, edgecolor="none")
-                ax.broken_barh([(start + r["wait_us"], r["transfer_us"])], (y, 0.85), color=MOVING, edgecolor="none")
-            if r.get("part"):
-                ax.annotate(r["part"], (start + r["us"] / 2, y + 0.43), ha="center", va="center", fontsize=8,
-                            color="white" if shade == 1 or r["kind"] == "collective" else "black")
-        end = max(r["start_us"] + r["us"] for r in mine) - first
-        busy = sum(r["us"] for r in mine if r["kind"] == "compute" and r["rank"] == 0)
-        said[form] = (end, 1 - busy / end)
-        ax.set(yticks=[2.3 * rank + lane + 0.43 for rank in range(ranks) for lane in (0, 1)], ylim=(2.3 * ranks, -0.2),
-               yticklabels=[f"rank {rank}, {lane}" for rank in range(ranks) for lane in ("products", "sums")],
-               title=f"{FORMS[form]}: {end:,.0f} µs, {1 - busy / end:.0%} of them without a product")
+                ax.broken_barh([(start, r["wait_us"])], lane, color=WAITING, edgecolor="none")
+                ax.broken_barh([(start + r["wait_us"], r["transfer_us"])], lane, color=MOVING, edgecolor="none")
+        bare = idle([r for r in mine if r["rank"] == 0 and r["kind"] == "compute"], first, end)
+        said.append(f"{FORMS[form].lower()} {end - first:,.0f} microseconds, {bare:.0%} of them without a product")
+        ax.set(yticks=list(lanes.values()), yticklabels=[f"rank {rank} {half}".strip() for rank, half in lanes],
+               ylim=(len(lanes) - 0.4, -0.6),
+               title=f"{FORMS[form]}: {end - first:,.0f} µs, {bare:.0%} without a product")
+        for (rank, _), label in zip(lanes, ax.get_yticklabels()):
+            label.set_color(RANK_COLOURS[rank])
         ax.grid(False)
     axes[-1].set_xlabel("µs")
     for colour, name in ((COMPUTING, "products and what lies between"), (WAITING, "waiting for the other rank"),
@@ -57,33 +45,63 @@ def hidden_lanes(live: dict[str, list[dict]] | None = None, layers: tuple[int, i
         axes[-1].broken_barh([(0, 0)], (0, 0), color=colour, label=name)
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=3, columnspacing=1.2,
                   handlelength=1.2)
-    show(figure, f"Lanes of {ranks} ranks over layers {layers[0]} to {layers[1]}, products above sums. " + "; ".join(
-        f"{FORMS[form]} {end:,.0f} microseconds, {idle:.0%} of them without a product on rank 0"
-        for form, (end, idle) in said.items()) + ".")
-    if run is not None:
-        r = run.rows[0]
-        path = {form: next(r["path"] for r in spans[form] if r["path"]) for form in FORMS}
-        rows.note(f"{rows.recorded_on(run)} GPT-2 {rows.NAMES[r['model']]}, {r['batch']} prompts of "
-                  f"{r['prompt_len']:,} tokens, in a CUDA graph; sums by {path['fused']} in one piece, by "
-                  f"{path['halves']} in halves. Marks between kernels cost time of their own.")
+    show(figure, f"Lanes of both ranks over layers {layers[0]} and {layers[1]}: " + "; ".join(said) + ".")
+    r, path = run.rows[0], {form: next(r["path"] for r in mine if r["path"]) for form, mine in spans.items()}
+    rows.note(f"{rows.recorded_on(run)} GPT-2 {rows.NAMES[r['model']]}, {r['batch']} prompts of {r['prompt_len']:,} "
+              f"tokens, in a CUDA graph; sums by {path['fused']} in one piece, by {path['halves']} in halves. Marks "
+              "between kernels cost time of their own.")
+
+
+def idle(spans: list[dict], first: float, end: float) -> float:
+    """The share of first to end that no span covers."""
+    covered, at = 0.0, first
+    for r in sorted(spans, key=lambda r: r["start_us"]):
+        stop = r["start_us"] + r["us"]
+        covered += max(0.0, stop - max(at, r["start_us"]))
+        at = max(at, stop)
+    return 1 - covered / (end - first)
+
+
+def recorded(name: str) -> Run | None:
+    """The newest run of two GPUs; where there is none yet, a note says so."""
+    try:
+        return rows.run(name, 2)
+    except UserError:
+        rows.note("No prefill in two halves is recorded on two GPUs yet: here it will stand.")
+        return None
+
+
+def cases(run: Run) -> dict[tuple, dict[str, float]]:
+    """{(model, batch, prompt_len): wall microseconds "whole", in "halves", and of one rank's part "alone"}."""
+    found = {}
+    for r in rows.only(run.rows, form="whole") + rows.only(run.rows, form="two lanes", sum="copies") + rows.only(
+            run.rows, form="alone, whole"):
+        name = {"whole": "whole", "two lanes": "halves"}.get(r["form"], "alone")
+        found.setdefault((r["model"], r["batch"], r["prompt_len"]), {})[name] = r["wall_us_median"]
+    return {case: us for case, us in found.items() if len(us) == 3}
 
 
 def hidden_gain() -> None:
-    """Wall clock of recorded prefills in one piece and in halves, and one rank's own part, which has no sum."""
-    run = rows.run("prefill", 2)
+    """Wall clock in one piece, in halves, and of one rank's own part, which has no sum."""
+    if (run := recorded("prefill_tried")) is None:
+        return
     lines = []
-    for r in run.rows:
-        if r["rung"] == "halves" and r["sum"] != "none":
-            case = {k: r[k] for k in ("model", "tp", "batch", "prompt_len", "dtype")}
-            same = [x for x in rows.only(run.rows, rung="fused", engine="tpgpt2", **case)]
-            one = min((x["wall_us_median"] for x in same if x["sum"] != "none"), default=None)
-            own = min((x["wall_us_median"] for x in same if x["sum"] == "none"), default=None)
-            if one and own:
-                two = r["wall_us_median"]
-                lines.append([rows.NAMES[r["model"]], f"{r['batch']} x {r['prompt_len']:,}", f"{one / 1e3:.2f} ms",
-                              f"{two / 1e3:.2f} ms", f"{own / 1e3:.2f} ms", f"{(one - two) / (one - own):.0%}"])
-    if lines:
-        rows.table(["model", "prompts", "in one piece", "in halves", "without sums", "of the sums hidden"], lines,
-                   rows.recorded_on(run) + " Two GPUs, wall clock, bf16.")
-    else:
-        rows.note("No prefill in two halves is recorded on two GPUs yet: here its times will stand.")
+    for (model, batch, length), us in cases(run).items():
+        nbytes = batch // 2 * length * FAMILY[model].n_embd * 2
+        gained = (us["whole"] - us["halves"]) / (us["whole"] - us["alone"])
+        lines.append([rows.NAMES[model], f"{batch} x {length:,}", nbytes, f"{nbytes / 1e6:.1f} MB",
+                      *(f"{us[k] / 1e3:.2f} ms" for k in ("whole", "halves", "alone")), f"{gained:.0%}"])
+    lines = [line[:2] + line[3:] for line in sorted(lines, key=lambda line: -line[2])]
+    rows.table(["model", "prompts", "a half's sum", "in one piece", "in halves", "without sums", "gained of the sums"],
+               lines, rows.recorded_on(run) + " Wall clock, bf16, in a CUDA graph.")
+
+
+def hidden_tried() -> None:
+    """Every form of one prefill that was measured, fastest first."""
+    if (run := recorded("prefill_tried")) is None:
+        return
+    mine = [r for r in rows.only(run.rows, model="gpt2-xl", batch=8, prompt_len=1000) if r["graph"]]
+    rows.table(["form", "sums by", "wall clock", "GPU"],
+               [[r["form"], r["sum"], f"{r['wall_us_median'] / 1e3:.2f} ms", f"{r['gpu_us_median'] / 1e3:.2f} ms"]
+                for r in sorted(mine, key=lambda r: r["gpu_us_median"])],
+               "GPT-2 XL, 8 prompts of 1,000 tokens, two GPUs, in a CUDA graph. " + rows.recorded_on(run))

@@ -83,9 +83,9 @@ PICTURES = {
         "rows, then an all-reduce over both; LayerNorm, c_fc with GELU, c_proj, and a second all-reduce."),
         messages.rank_lanes),
     "hidden-sums": ("Two halves in turn: one's sum under the other's products", (
-        "Two charts of one rank, with a lane of products and a lane of sums. In one piece they alternate: attention, "
-        "sum, MLP, sum, and the products' lane has gaps. In halves A and B the products' lane is full: while A's sum "
-        "runs, B computes. The second chart ends earlier."), hidden.hidden_sums),
+        "Two charts of one rank. In one piece one lane alternates: attention, sum, MLP, sum. In two halves "
+        "lanes A and B alternate in the same way, shifted: while A's sum runs, B computes, and while B's sum "
+        "runs, A does. The second chart ends earlier."), hidden.hidden_sums),
     "allreduce-floor-slope": ("A sum has a floor, and then a slope", (
         "Time of an all-reduce over its bytes, both logarithmic, for NCCL and for push on two H200. Both are flat up "
         "to tens of kilobytes, push far below NCCL; for megabytes the time grows with the bytes."),
