@@ -25,7 +25,7 @@ class Crew:
 
     def __init__(self, forker: Forker, size: int, device: str, group_timeout: float, share_gpu: bool, check: bool):
         self.forker = forker
-        self.folder, self.processes, self.joined, self.about = PrivateFolder(), [], False, []
+        self.folder, self.processes, self.joined = PrivateFolder(), [], False
         self.cell, self.absent = 1, ()
         self.over = self.finish  # what ends it, once; its owner's finalizer takes the place
         try:
@@ -39,20 +39,32 @@ class Crew:
                                                   {**rank_env(rank, size, self.folder.path), **env}, device))
             mark("ranks asked for")
             for p in self.processes:
-                p.submit("from tpgpt2_ref.notebook.rank_kernel import RankSide\n"
-                         f"RankSide({device!r}, {group_timeout})\ndel RankSide")
+                p.submit_two("from tpgpt2_ref.notebook.rank_kernel import RankSide\n"
+                             f"RankSide({device!r}, {group_timeout})\ndel RankSide",
+                             "_rank.about()", "_rank.learn_to_sum()")
         except BaseException:
             self.end()
             raise
 
     def join(self) -> None:
-        """Wait until the ranks have formed their group. Can be interrupted, and called again."""
+        """Wait until the ranks have formed their group. Can be interrupted, and called again, as `get_ready` can."""
         deadline = time.monotonic() + START
-        for p in self.processes:
-            p.wait_for_kernel(deadline)
         if not self.joined:
+            for p in self.processes:
+                p.wait_for_kernel(deadline)
             mark("ranks joined")
         self.joined = True
+
+    @property
+    def about(self) -> list[tuple[str, str]]:
+        """(backend, device) by rank, for people."""
+        return [p.about for p in self.processes]
+
+    def get_ready(self) -> None:
+        """Wait until they can take a cell."""
+        deadline = time.monotonic() + START
+        for p in self.processes:
+            p.wait_for_second(deadline)
 
     def submit(self, code: str, only: tuple[int, ...] | None = None, silent: bool = False) -> None:
         """Send a cell to all ranks, or to some; the others don't run it."""

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from ast import literal_eval
 from pathlib import Path
 from queue import Empty
 from uuid import uuid4
@@ -31,6 +32,8 @@ class RankProcess:
         self.client.start_channels(shell=True, iopub=True, stdin=False, hb=False, control=False)
         self.request, self.reply, self.idle, self.heard_at = "", None, False, 0.0
         self.used, self.used_at = -1.0, 0.0
+        self.later, self.answers = "", {}  # the request after the first; replies by request
+        self.hears, self.about = False, ()  # whether its output is heard; (backend, device), for people
 
     @property
     def pid(self) -> int:
@@ -47,14 +50,24 @@ class RankProcess:
             time.sleep(0.01)
         if self.error:
             raise RankError(f"rank {self.rank} could not join: {self.error['evalue']}")
-        while True:
+        self.about = literal_eval(self.reply["user_expressions"]["about"]["data"]["text/plain"])
+        while not self.hears:
             self.client.kernel_info()
             try:
                 self.client.iopub_channel.get_msg(timeout=0.1)
-                self.idle = True
-                return
+                self.hears = True
             except Empty:
                 self._still_starting(deadline)
+        self.idle = True
+
+    def wait_for_second(self, deadline: float) -> None:
+        """Return once the request that followed the first is carried out; raises as `wait_for_kernel` does."""
+        while self.later not in self.answers:
+            self.messages()
+            self._still_starting(deadline)
+            time.sleep(0.01)
+        if self.answers[self.later]["status"] != "ok":
+            raise RankError(f"rank {self.rank} could not join: {self.answers[self.later].get('evalue', 'interrupted')}")
 
     def _still_starting(self, deadline: float) -> None:
         if self.death():
@@ -62,6 +75,12 @@ class RankProcess:
             raise RankError(": ".join([f"rank {self.rank} {self.death()} while it started", *last]))
         if time.monotonic() > deadline:
             raise RankError(f"rank {self.rank} did not start in time; its log is {self.log}")
+
+    def submit_two(self, code: str, about: str, later: str) -> None:
+        """The first two requests: the second is carried out while the reader reads."""
+        self.request = self.client.execute(code, store_history=False, allow_stdin=False,
+                                           user_expressions={"about": about})
+        self.later = self.client.execute(later, silent=True, store_history=False, allow_stdin=False)
 
     def submit(self, code: str, silent: bool = False) -> None:
         self.reply, self.idle, self.heard_at = None, False, time.monotonic()
@@ -91,8 +110,11 @@ class RankProcess:
                 if not channel.msg_ready():
                     break
                 message = channel.get_msg(timeout=0)
+                self.hears = self.hears or channel is self.client.iopub_channel
                 kind, content = message["header"]["msg_type"], message["content"]
                 if message["parent_header"].get("msg_id") != self.request:
+                    if kind == "execute_reply":
+                        self.answers[message["parent_header"].get("msg_id")] = content
                     continue
                 self.heard_at = time.monotonic()
                 if kind == "execute_reply":

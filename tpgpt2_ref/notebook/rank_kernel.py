@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..errors import UserError
@@ -41,7 +42,7 @@ class RankSide:
 
         mark("kernel is up")
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that the flight recorder remembers
-        self.world, shell = World.join(device, timeout), get_ipython()
+        self.world, shell = World.join(device, timeout, all_reduce="c10d"), get_ipython()
         self.recorder = None
         if board := self.world.board:
             board.unit = "its cell"
@@ -53,6 +54,12 @@ class RankSide:
         shell.events.register("pre_execute", self._begin)
         shell.events.register("post_execute", self._finish)
         mark("joined")
+
+    def learn_to_sum(self) -> None:
+        """Form the all-reduce algorithms that map peers' memory, which takes seconds: the reader reads meanwhile."""
+        with self.world.board.quiet() if self.world.board else nullcontext():
+            self.world.learn_to_sum()
+        mark("learnt to sum")
 
     def _restore(self) -> None:
         vars(self.world).update(self.own)

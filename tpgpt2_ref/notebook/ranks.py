@@ -67,7 +67,8 @@ class Ranks:
         self._closed = self._lost = self._unsure = False  # unsure: an interrupt came where it could not be put right
         try:
             self._crew = self._new_crew()
-            self._about = self.get("_rank.about()")
+            self._crew.join()
+            self._about = self._crew.about
         except BaseException:
             self.close()
             raise
@@ -199,6 +200,7 @@ class Ranks:
                     raise
             try:
                 self._crew.join()
+                self._crew.get_ready()
             except Exception:
                 self._unsure = True
                 raise

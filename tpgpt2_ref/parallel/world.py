@@ -104,6 +104,10 @@ class World:
         mark("all-reduce algorithms")
         return world
 
+    def learn_to_sum(self) -> None:
+        """All algorithms that can run here, for a world that was joined with one. All ranks must call it."""
+        self.all_reduces = all_reduces(self)
+
     def close(self):
         """Leave the group. CUDA graphs that hold collectives must be gone by then: they are dropped first."""
         for holder in list(self.before_close):
