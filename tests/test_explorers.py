@@ -2,121 +2,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 
-from tpgpt2_ref.explorers import NAMES, script, static, widget
+from tpgpt2_ref.explorers import NAMES, script
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+from .conftest import answer, choose, fresh, of, slide
+
 SHIPPED = "tpgpt2.data.timelines.find((t) => t.plan === 'shipped' && t.graph && t.tp === 2)"
-ASKED = {"key": "one", "question": "How many?", "unit": "steps", "answer": 14, "tolerance": 0.1}
-TEMPLATE = """<!doctype html><html lang="en" data-theme="{theme}"><meta charset="utf-8"><style>{style}
-html {{ background: #fff }} html[data-theme=dark] {{ background: #14181e }} body {{ margin: 8px }}
-</style><body>{body}<script src="tpgpt2-data.js"></script><script src="tpgpt2.js"></script>"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A page with every explorer, light and dark, as a reader's disk has it."""
-    made = tmp_path_factory.mktemp("explorers")
-    (made / "tpgpt2-data.js").write_text(script.data_script())
-    (made / "tpgpt2.js").write_text(script.script())
-    body = "".join(static.html(name, ASKED if name == "prediction" else {}) for name in NAMES)
-    for theme in ("light", "dark"):
-        (made / f"{theme}.html").write_text(TEMPLATE.format(theme=theme, style=script.style(), body=body))
-    return made
-
-
-def new_page(browser, folder, wrong: list, theme="light", width=1000, **options):
-    page = browser.new_context(viewport={"width": width, "height": 900}, **options).new_page()
-    page.set_default_timeout(10_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda r: None if r.url.startswith("file:") else wrong.append(r.url))
-    page.goto((folder / f"{theme}.html").as_uri())
-    return page
-
-
-@pytest.fixture(scope="module")
-def shared(browser, folder):
-    """(a page that most tests share, what went wrong on it)"""
-    wrong: list[str] = []
-    return new_page(browser, folder, wrong), wrong
-
-
-@pytest.fixture
-def page(shared):
-    """A page with every explorer as at first. At the end: no script failed and nobody outside was asked."""
-    page, wrong = shared
-    page.evaluate("""localStorage.clear();
-        document.querySelectorAll('[data-explorer]:not([data-initial])').forEach((e) => e.remove());""")
-    fresh(page, *NAMES)
-    yield page
-    assert not wrong
-
-
-@pytest.fixture
-def opened(browser, folder):
-    """opened(theme, width, ...) -> a page of its own, under the same rule."""
-    pages, wrong = [], []
-
-    def open_page(**how):
-        pages.append(new_page(browser, folder, wrong, **how))
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        page.context.close()
-    assert not wrong
-
-
-def fresh(page, *names: str) -> None:
-    """Bring explorers to life anew."""
-    page.evaluate("""(names) => names.forEach((name) => {
-        const element = document.querySelector(`[data-explorer="${name}"]`);
-        delete element.dataset.alive;
-        tpgpt2.mount(element);
-    })""", list(names))
-
-
-def of(page, name: str):
-    return page.locator(f'[data-explorer="{name}"]')
-
-
-def answer(page, name: str) -> str:
-    return of(page, name).locator(".tpx-answer").inner_text()
-
-
-def choose(page, name: str, **controls) -> str:
-    """Set controls by their labels, words joined by _; -> the answer."""
-    for label, value in controls.items():
-        words = re.compile(label.replace("_", " "), re.I)
-        if isinstance(value, int):
-            slide(of(page, name).get_by_role("slider", name=words), value)
-        else:
-            box = of(page, name).get_by_role("combobox", name=words)
-            if box.count():
-                box.select_option(label=value)
-            else:
-                of(page, name).get_by_role("group", name=words).get_by_text(value, exact=True).click()
-    return answer(page, name)
-
-
-def slide(slider, index: int):
-    """To a place of a slider, by the keyboard."""
-    slider.press("Home")
-    for _ in range(index):
-        slider.press("ArrowRight")
 
 
 def test_they_come_alive_and_say_what_they_are(page):
@@ -127,7 +20,8 @@ def test_they_come_alive_and_say_what_they_are(page):
     unnamed = page.evaluate("""[...document.querySelectorAll('input, select, button')].filter((e) =>
         !e.textContent.trim() && !(e.labels && e.labels.length && e.labels[0].textContent.trim()))
         .map((e) => e.outerHTML)""")
-    assert not unnamed
+    drawn = page.evaluate("[...document.querySelectorAll('.tpx svg')].map((e) => e.getAttribute('aria-label') || '')")
+    assert not unnamed and len(drawn) >= 5 and min(map(len, drawn)) > 20
     milliseconds = []
     for _ in range(3):
         begun = page.evaluate("performance.now()")
@@ -295,18 +189,6 @@ def test_names_beside_the_recorded_lines_stand_apart(page):
                     if a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]]
 
 
-def test_a_predictions_reason_shows_with_its_answer(opened):
-    page = opened()
-    assert "<p>A &lt; B.</p>" in static.html("prediction", {**ASKED, "why": "A < B."})
-    page.evaluate("""(asked) => { const e = document.querySelector('[data-explorer="prediction"]');
-        e.dataset.initial = JSON.stringify(asked); delete e.dataset.alive; tpgpt2.mount(e); }""",
-                  {**ASKED, "why": "A < B."})
-    assert "A < B." not in of(page, "prediction").inner_text()
-    of(page, "prediction").get_by_label("How many?").fill("14")
-    page.keyboard.press("Enter")
-    assert "A < B." in of(page, "prediction").inner_text()
-
-
 def test_the_cost_dial_says_where_nobody_measured(page):
     assert of(page, "cost").locator("rect.tpx-greyed").count() == 0
     assert "Outside what was fitted: batch 512" in choose(page, "cost", Batch=9)
@@ -333,35 +215,6 @@ def test_the_roofline_steps_through_its_rows(page):
     assert f"of {total}." in answer(page, "roofline")  # every recorded row can be reached
 
 
-def test_a_prediction_is_committed_before_the_answer_shows(page):
-    element, score = of(page, "prediction"), of(page, "prediction-score")
-    assert "14" not in element.inner_text() and "No prediction" in score.inner_text()
-    element.get_by_role("button", name="Commit").click()
-    assert "Write a number first" in element.inner_text()
-    element.get_by_label("How many?").fill("28")
-    element.get_by_text("sure", exact=True).click()
-    page.keyboard.press("Tab")
-    element.get_by_role("button", name="Commit").press("Enter")
-    assert "100 % too high. It is 14 steps; you said 28 steps, sure." in element.inner_text()
-    assert "0 of 1 within the tolerance" in score.inner_text()
-    page.reload()
-    assert "It is 14 steps" in of(page, "prediction").inner_text()  # kept in the browser
-    of(page, "prediction").get_by_role("button", name="Take it back").click()
-    of(page, "prediction").get_by_label("How many?").fill("15")
-    page.keyboard.press("Enter")
-    assert "Right. It is 14 steps; you said 15 steps, guessing." in of(page, "prediction").inner_text()
-
-
-def test_predictions_work_for_the_visit_without_storage(opened):
-    page = opened()
-    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('off'); } });")
-    page.reload()
-    of(page, "prediction").get_by_label("How many?").fill("14")
-    page.keyboard.press("Enter")
-    assert "Right." in of(page, "prediction").inner_text()
-    assert "1 of 1" in of(page, "prediction-score").inner_text()
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_shows_all_of_it(opened, theme):
     page = opened(theme=theme, width=390)
@@ -384,71 +237,3 @@ def test_a_phone_shows_all_of_it(opened, theme):
       }).map((e) => e.outerHTML);
     })()""")
     assert not faint
-
-
-LIVE = """
-globalThis.asked = []; globalThis.hear = null;
-const model = { send: (m) => asked.push(m), on: (_, f) => { globalThis.hear = f; }, off() {} };
-globalThis.alive = (name) => {
-  const element = document.createElement('div');
-  element.dataset.explorer = name;
-  document.body.prepend(element);
-  globalThis.made = tpgpt2.live(model);
-  tpgpt2.mount(element, made);
-};
-"""
-FOUND = {
-    "collective": {"dots": [{"path": "gloo", "world": 4, "bytes": 1536, "us_median": 300.0, "here": True}]},
-    "roofline": {"dots": [{"backend": "NAIVE", "phase": "decode", "batch": 1, "seq_len": 128, "heads": 12,
-                           "head_size": 64, "dtype": "float16", "us_median": 99.0, "us_p10": 98.0, "us_p90": 100.0,
-                           "here": True}]},
-    "cost": {"dots": [{"gpt2": "gpt2", "tp": 2, "batch": 1, "tokens": 1, "context": 192, "us": 160.0, "sum": "push",
-                       "here": True}]},
-}
-
-
-def test_a_widget_loads_its_script_over_the_channel(browser):
-    """JupyterLab's side: the module that a widget brings, its kernel played by a page."""
-    page, wrong = browser.new_page(), []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.expose_function("kernel", lambda message: {"script": script.data_script() + script.script(),
-                                                    "style": script.style()} if message["ask"] == "script" else None)
-    shown = page.evaluate("""async (loader) => {
-      const module = await import(URL.createObjectURL(new Blob([loader], { type: 'text/javascript' })));
-      const render = async (name) => {
-        const hear = [], values = { name, initial: { tp: 4 }, measures: name === 'cost' };
-        const model = { get: (key) => values[key], on: (_, f) => hear.push(f), off() {},
-          send: (m) => kernel(m).then((found) => found && hear.forEach((f) => f(found))) };
-        const el = document.body.appendChild(document.createElement('div'));
-        const close = await module.default.render({ model, el });
-        return [el.innerText, close];
-      };
-      const made = await Promise.all([render('heads'), render('cost')]);
-      made.forEach(([, close]) => close());
-      return made.map(([words]) => words);
-    }""", widget.LOADER)
-    page.close()
-    assert "Each of 4 ranks" in shown[0] and "Measure here" in shown[1] and not wrong
-
-
-@pytest.mark.parametrize("name", ["collective", "timeline", "roofline", "cost"])
-def test_measure_here_asks_shows_progress_and_drops_a_dot(page, name):
-    page.evaluate(LIVE + f"alive({name!r})")
-    element = of(page, name).first
-    button = element.get_by_role("button", name="Measure here")
-    before = element.locator(".tpx-here").count()
-    button.press("Enter")
-    assert page.evaluate("asked[0].ask") == "measure" and page.evaluate("Object.keys(asked[0].point).length") >= 3
-    page.evaluate("hear({ progress: '1 row measured' })")
-    assert "1 row measured" in element.inner_text() and element.get_by_role("button", name="Stop").count() == 1
-    found = FOUND.get(name) or {"timeline": page.evaluate(f"({{ ...{SHIPPED}, here: true, label: 'here, x' }})")}
-    page.evaluate("found => hear({ done: found })", found)
-    if name == "timeline":
-        assert "Measured: here, x" in element.inner_text()
-    else:
-        assert element.locator(".tpx-here").count() > before
-    element.get_by_role("button", name="Measure here").click()
-    page.evaluate("hear({ failed: 'needs 2 GPUs, this machine has 0' })")
-    assert "needs 2 GPUs" in element.locator(".tpx-live").inner_text()
-    page.evaluate("made.close()")
-    assert page.evaluate("asked.at(-1).ask") == "stop"

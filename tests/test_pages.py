@@ -7,7 +7,6 @@ serious for axe-core, in light and in dark.
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -22,7 +21,6 @@ pytestmark = pytest.mark.xdist_group("pages")  # one build for all
 LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("object", "data"),
          ("link", "href")}
 HARMLESS_LINKS = {"canonical", "next", "prev", "search", "index", "author"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).parent / "vendor" / "axe" / "axe.min.js"
 CODE_WIDTH = 88  # characters
 STANDARDS = ["wcag2a", "wcag2aa", "best-practice"]
@@ -133,17 +131,6 @@ def test_no_visible_line_of_code_is_wider_than_a_page(path):
             and not hidden & set(cell.metadata.get("tags", ())) for line in cell.source.splitlines()
             if len(line) > CODE_WIDTH]
     assert not wide
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 class Visit:
