@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tpgpt2_ref.cli import on_rank
+from tpgpt2_ref.cli import on_rank, parser
 from tpgpt2_ref.errors import RankError
 
 from .conftest import ROOT, cli_json, run_cli
@@ -213,3 +213,22 @@ def test_doctor_sums_on_two_ranks():
 def test_help_is_for_strangers(command):
     done = run_cli(command, "--help")
     assert done.returncode == 0 and "--json" in done.stdout
+
+
+@pytest.mark.parametrize("device, tokens, more, sums", [
+    ("cuda", 20, (), "c10d"), ("cuda", 20, ("--graphs",), "auto"), ("cuda", 300, (), "auto"), ("cpu", 20, (), "auto"),
+    ("cuda", 20, ("--sum", "push"), "push")])
+def test_a_short_run_on_gpus_sets_nothing_up_that_costs_more_than_it_saves(device, tokens, more, sums):
+    argv = ["generate", "--prompt-ids", "1", "--max-new-tokens", str(tokens), *more]
+    args = parser(argv).parse_args(argv)
+    args.device = device
+    args.module.check(args)
+    assert args.sum == sums and args.short == (device == "cuda" and tokens < 256 and "--graphs" not in more)
+
+
+@pytest.mark.gpu
+def test_a_short_run_says_that_it_records_no_graphs():
+    argv = ["generate", "--prompt-ids", "10,20,30", "--max-new-tokens", "20", "--device", "cuda", "--dtype", "float16"]
+    short, graphs = cli_json(*argv), cli_json(*argv, "--graphs")
+    assert "sooner without" in short["eager_because"] and graphs["eager_because"] is None
+    assert short["token_ids"][0][:5] == graphs["token_ids"][0][:5]

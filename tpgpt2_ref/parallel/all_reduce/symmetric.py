@@ -39,7 +39,8 @@ def symmetric_buffer(world, nbytes: int) -> tuple[torch.Tensor, list[int]]:
     os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
     import torch.distributed._symmetric_memory as symm_mem
 
-    buffer = symm_mem.empty(nbytes, dtype=torch.uint8, device=world.device).fill_(0xFF)
+    # `symm_mem.empty` calls this, after two seconds in which it imports sympy to find that the stride is 1
+    buffer = symm_mem._SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, world.device).fill_(0xFF)
     handle = symm_mem.rendezvous(buffer, world.group)
     torch.cuda.synchronize(world.device)
     barrier(world)  # nobody writes into a buffer that its owner still fills
