@@ -38,7 +38,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
         return Step(name, ours("bench", bench, *argv, "--json", "--record", out / "parts" / name), limit, tp)
 
     def pytest(*argv):
-        return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-v", "-rs", "-p", "no:cacheprovider", "--durations=12",
+        return [sys.executable, "-m", "pytest", "tpgpt2_ref", "-v", "-rfEs", "-p", "no:cacheprovider", "--durations=12",
                 *argv]
 
     script = [sys.executable, str(ROOT / "tests" / "gpu_run.py")]
