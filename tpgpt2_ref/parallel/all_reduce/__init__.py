@@ -26,8 +26,8 @@ BESIDE = {"copies": "copies:CopiesAllReduce"}  # the GPUs' copy engines, and an 
 # are 5.25 tensors more than two_shot moves, and at 400 GB/s cost more than its barriers (4 us) from about 300 KB.
 KiB, MiB = 1 << 10, 1 << 20
 LIMITS = {
-    "push": {2: 16 * MiB, 4: 2 * MiB, 8: 256 * KiB},
-    "two_shot_push": {2: 0, 4: 0, 8: 0},  # no rows are recorded yet
+    "push": {2: 4 * MiB, 4: 2 * MiB, 8: 256 * KiB},
+    "two_shot_push": {2: 256 * MiB, 4: 0, 8: 0},  # of four ranks no rows are recorded yet
     "one_shot": {2: 1 * MiB, 4: 768 * KiB, 8: 32 * KiB},
     "two_shot": {2: 16 * MiB, 4: 16 * MiB, 8: 32 * MiB},
 }

@@ -74,7 +74,8 @@ class TwoShotMailbox(Mailbox):
         """The sum of x over the ranks, written into x."""
         from .two_shot_push_kernels import two_shot_push_all_reduce
 
-        for part in x.view(-1).split(self.size * self.rows * ROW_BYTES // x.element_size()):
+        most = self.size * self.rows * ROW_BYTES  # bytes
+        for part in (x,) if x.nbytes <= most else x.view(-1).split(most // x.element_size()):
             block_bytes = next(b for b in BLOCK_BYTES if part.nbytes <= self.size * self.rows * b)
             rows, block = -(-part.nbytes // (self.size * block_bytes)), block_bytes // 16
             two_shot_push_all_reduce[self._grid(rows, block)](part, part, part.nbytes // 16, rows,
