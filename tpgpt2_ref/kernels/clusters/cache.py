@@ -40,7 +40,7 @@ def as_options(defines: Mapping[str, object]) -> list[str]:
 
 
 def kept(name: str, ingredients: list, build: Callable[[], bytes]) -> bytes:
-    """What `build` returns: from the cache, if it built from the same ingredients (JSON) before, otherwise by a call."""
+    """What `build` returns: from the cache, if it built from the same ingredients (JSON) before."""
     key = hashlib.sha256(json.dumps(ingredients).encode()).hexdigest()[:32]
     home = folder()
     with suppress(OSError):
