@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from .cache import SOURCE, as_options, headers, kept, source_file
 
@@ -29,19 +29,32 @@ def why_no_emulator() -> str | None:
     return None if _compiler() else "no C++ compiler here: install g++ or clang++, or name one in CXX"
 
 
+class Late(ctypes.Structure):
+    _fields_ = [("memory", ctypes.c_void_p), ("bytes", ctypes.c_uint64)]
+
+
 class Emulated:
     """A kernel to launch on CPU memory."""
 
     def __init__(self, name: str, library: ctypes.CDLL):
-        self.name, self._run = name, library.run
-        self._run.argtypes = (ctypes.c_char_p, *[ctypes.c_uint32] * 4, ctypes.c_void_p, *[ctypes.c_uint64] * 2)
+        self.name, self.library, self._run = name, library, library.run
+        self._run.argtypes = (ctypes.c_char_p, *[ctypes.c_uint32] * 4, ctypes.c_void_p, *[ctypes.c_uint64] * 2,
+                              ctypes.POINTER(Late), ctypes.c_uint32)
         self._run.restype = ctypes.c_char_p
 
+    def constant(self, name: str) -> int:
+        """An u32 that the source declares as `extern "C" __device__`."""
+        return ctypes.c_uint32.in_dll(self.library, name).value
+
     def launch(self, grid: int, cluster: int, threads: int, shared: int, params: ctypes.Structure, pdl: bool = False,
-               seed: int = 0) -> None:
-        """Runs to the end. `shared` in bytes. Raises RuntimeError: what the kernel did wrong, and with which seed."""
+               seed: int = 0, late: Sequence = ()) -> None:
+        """Runs to the end. `shared` in bytes. Raises RuntimeError: what the kernel did wrong, and with which seed.
+
+        late  contiguous tensors that the kernels before this one write: NaN to whoever reads them too early
+        """
+        spans = (Late * len(late))(*((tensor.data_ptr(), tensor.nbytes) for tensor in late))
         error = self._run(self.name.encode(), grid, cluster, threads, shared, ctypes.byref(params),
-                          ctypes.sizeof(params), seed)
+                          ctypes.sizeof(params), seed, spans, len(late))
         if error:
             raise RuntimeError(f"{self.name}, seed {seed}: {error.decode()}")
 
