@@ -10,7 +10,8 @@
 #include <type_traits>
 
 #define SHARED(name) char* name = emulated::now->block->shared
-#define KERNEL(name) static emulated::Known name##_known(#name, emulated::Call<name>::call, emulated::Call<name>::bytes);
+#define KERNEL(name) \
+  static emulated::Known known_##name(#name, emulated::Call<name>::call, emulated::Call<name>::bytes);
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define __global__
@@ -83,7 +84,11 @@ template <class T> T __shfl_xor_sync(u32 mask, T x, int other) {
 // --- the order of kernels, and of a cluster's blocks
 
 DEVICE void let_next_start() { maybe(); }
-DEVICE void wait_for_previous() { bring_late(machine()), now->block->waited_for_previous = true, maybe(); }
+DEVICE void wait_for_previous() {
+  now->block->waited_for_previous = true;
+  if (machine().kept.size()) wait_in("wait_for_previous");
+  else maybe();
+}
 
 DEVICE u32 cluster_rank() { return now->block->rank; }
 DEVICE void cluster_arrive() {

@@ -25,7 +25,7 @@ struct Machine;
 struct Block;
 struct Index { u32 x, y = 0, z = 0; };
 struct Barrier { int missing; u32 after; };  // bytes; how many cluster barriers lay before its `expect`
-struct Copy { char* to; const char* from; u64 group; bool was_read; char value[16]; };   // under way, from global memory
+struct Copy { char* to; const char* from; u64 group; bool was_read; char value[16]; };   // under way, from global
 struct Flight { Block* block; char* to; Barrier* barrier; int bytes; char value[16]; };  // under way, to a block
 struct Late { char* memory; u64 bytes; };  // what kernels before this one write: NaN until wait_for_previous
 
@@ -61,10 +61,11 @@ struct Known {  // a kernel of this library
   void (*call)(const void* params);
   size_t bytes;  // of its parameters
   Known* next;
-  static Known*& first() { static Known* known = nullptr; return known; }
-  Known(const char* name, void (*call)(const void*), size_t bytes)
-      : name(name), call(call), bytes(bytes), next(first()) { first() = this; }
+  Known(const char* name, void (*call)(const void*), size_t bytes);
 };
+static Known* all_known = nullptr;  // no static of a function, which all libraries of a process would share
+Known::Known(const char* name, void (*call)(const void*), size_t bytes)
+    : name(name), call(call), bytes(bytes), next(all_known) { all_known = this; }
 template <auto kernel> struct Call;
 template <class P, void (*kernel)(P)> struct Call<kernel> {
   static void call(const void* params) { kernel(*(const P*)params); }
@@ -114,7 +115,7 @@ static long offset(const Block& b, const void* p) { return (const char*)p - b.sh
 [[noreturn]] static void go_home() { _longjmp(machine().home, 1); }
 static void blame(const std::string& what) { machine().message = who(now) + ": " + what; }
 #define FAIL_UNLESS(condition, ...) \
-  do if (!(condition)) blame(text(__VA_ARGS__)), go_home(); while (0)
+  do if (!(condition)) { blame(text(__VA_ARGS__)); go_home(); } while (0)
 
 static void tell_who_waits(Machine& m) {
   m.message = "nobody can go on:";
@@ -159,9 +160,24 @@ static void land(size_t i) {  // a store arrives
       if (other.waits_for == f.barrier) wake(&other);
 }
 
+static void release(Block& b, const char* what) {
+  for (Fiber& f : b.fibers)
+    if (f.waits_in && !strcmp(f.waits_in, what)) wake(&f);
+}
+
+static void hide_late(Machine& m) {
+  for (Late& late : m.late) m.kept.emplace_back(late.memory, late.bytes), memset(late.memory, 0xff, late.bytes);
+}
+static void bring_late(Machine& m) {  // as late as can be: nobody else can go on
+  for (size_t i = 0; i < m.kept.size(); i++) memcpy(m.late[i].memory, m.kept[i].data(), m.late[i].bytes);
+  m.kept.clear();
+  for (Block& b : m.blocks) release(b, "wait_for_previous");
+}
+
 static Fiber* choose() {  // the newest, one of the newest, or any: seeds differ in how far one may run ahead
   Machine& m = machine();
   while (!m.flights.empty() && (m.ready.empty() || chance(4) == 0)) land(chance(m.flights.size()));
+  if (m.ready.empty() && !m.kept.empty()) bring_late(m);
   if (m.ready.empty()) tell_who_waits(m), go_home();
   size_t n = m.ready.size(), i = n - 1 - chance(m.reach < n && chance(16) ? m.reach : n);
   Fiber* f = m.ready[i];
@@ -197,17 +213,13 @@ static void poll(const char* what) {  // it looks whether memory has changed: by
   if (m.polls++ % 4096 == 0) {
     time_t t = time(nullptr);
     if (m.polls == 1) m.quiet_since = t;
-    FAIL_UNLESS(t - m.quiet_since < 20, "it looks again and again, in %s, for 20 seconds; nobody else does a thing", what);
+    FAIL_UNLESS(t - m.quiet_since < 20, "it looks again and again, in %s, for 20 seconds, all others wait", what);
   }
   stay();
 }
 
 // --- what many fibers do together
 
-static void release(Block& b, const char* what) {
-  for (Fiber& f : b.fibers)
-    if (f.waits_in && !strcmp(f.waits_in, what)) wake(&f);
-}
 static void release_block(Block& b) {  // if all that have not ended are in __syncthreads
   if (b.waiting < b.running) return;
   b.waiting = 0, release(b, "__syncthreads");
@@ -231,14 +243,6 @@ template <class Lane, class Work> void together(const char* what, Lane& mine, Wo
   for (u32 i = 0; i < WARP; i++)
     if (i != lane) wake(&now->block->fibers[first + i]);
   stay();
-}
-
-static void hide_late(Machine& m) {
-  for (Late& late : m.late) m.kept.emplace_back(late.memory, late.bytes), memset(late.memory, 0xff, late.bytes);
-}
-static void bring_late(Machine& m) {
-  for (size_t i = 0; i < m.kept.size(); i++) memcpy(m.late[i].memory, m.kept[i].data(), m.late[i].bytes);
-  m.kept.clear();
 }
 
 static void check_shared(const void* p, size_t bytes, const char* what) {  // of this block
@@ -327,7 +331,7 @@ extern "C" const char* run(const char* name, u32 grid, u32 cluster, u32 threads,
                            u64 params_bytes, u64 seed, const emulated::Late* late, u32 late_count) {
   using namespace emulated;
   static thread_local std::string message;
-  const Known* kernel = Known::first();
+  const Known* kernel = all_known;
   while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
   if (!kernel)
     message = text("no KERNEL(%s) in this source", name);
