@@ -54,21 +54,31 @@ class Chip:
         return [{"seed": seed} for seed in self.seeds] if self.device.type == "cpu" else [{}, {}]
 
 
-@pytest.fixture(scope="module", params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
-def chip(request, tmp_path_factory):
-    place = "cpu" if request.param == "emulator" else "cuda"
-    if why := why_no_emulator() if place == "cpu" else nvrtc.why_not(torch.device(place)):
-        pytest.skip(why)
+@pytest.fixture(scope="module")
+def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield Chip(place)
+        yield
 
 
-@pytest.fixture
-def emulator(chip):
-    if chip.device.type != "cpu":
-        pytest.skip("a GPU does not tell such mistakes")
-    return chip
+@pytest.fixture(scope="module", params=["emulator", pytest.param("gpu", marks=pytest.mark.gpu)])
+def chip(request, cache_home):
+    """Each of the two places in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def emulator(cache_home):
+    if why := why_no_emulator():
+        pytest.skip(why)
+    return Chip("cpu")
+
+
+@pytest.fixture(scope="module")
+def gpu(cache_home):
+    if why := nvrtc.why_not(torch.device("cuda")):
+        pytest.skip(why)
+    return Chip("cuda")
 
 
 @pytest.mark.parametrize("dtype", BOTH.values(), ids=BOTH)
@@ -257,10 +267,8 @@ def test_why_not():
 
 
 @pytest.mark.gpu
-def test_kernels_in_a_graph_that_start_early(chip):
-    if chip.device.type != "cuda":
-        pytest.skip("no graph without a GPU")
-    kernel = chip.kernel("exchange")
+def test_kernels_in_a_graph_that_start_early(gpu):
+    kernel = gpu.kernel("exchange")
     tensors = [torch.randn(12, 64, 4, device="cuda") for _ in range(2)] + [torch.empty(12, 64, 4, device="cuda")]
     shape, graph = dict(grid=12, cluster=4, threads=64, shared=3600), torch.cuda.CUDAGraph()
     params = [Params(tensors[0].data_ptr(), tensors[1].data_ptr(), tensors[2].data_ptr(), None, 4, 0),
