@@ -20,7 +20,8 @@ from tpgpt2_ref.kernels.clusters import cache, driver, nvrtc
 from tpgpt2_ref.kernels.clusters.emulated import emulated, why_no_emulator
 
 SOURCE = Path(__file__).with_name("chip.cu")
-CUDA = Path(os.path.realpath(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")).parents[1]
+INCLUDE = next((folder for folder in (Path(os.path.realpath(shutil.which("nvcc") or "/")).parent / "../include",
+                                      Path("/usr/local/cuda/include")) if (folder / "cuda.h").is_file()), None)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the driver and the emulator are for Linux and macOS")
 nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 BOTH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -382,12 +383,12 @@ int attributes[] = {CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, CU_FUNC_ATT
 """
 
 
-@pytest.mark.skipif(not (CUDA / "include" / "cuda.h").is_file(), reason="no cuda.h here")
+@pytest.mark.skipif(INCLUDE is None, reason="no cuda.h here")
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc here")
 def test_launches_as_cuda_h_reads_them(tmp_path):
     (tmp_path / "show.c").write_text(SHOW)
     built = tmp_path / "show.so"
-    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{CUDA}/include", tmp_path / "show.c", "-o", built], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{INCLUDE}", tmp_path / "show.c", "-o", built], check=True)
     library, out = ctypes.CDLL(str(built)), ctypes.create_string_buffer(400)
     for pdl, early in ((True, " early 1"), (False, "")):
         library.show(ctypes.byref(driver.launch_config(96, 8, 256, 100_000, 1 << 40, pdl)), out)
