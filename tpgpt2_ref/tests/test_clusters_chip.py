@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 from tpgpt2_ref.kernels.clusters import cache, driver, nvrtc
 from tpgpt2_ref.kernels.clusters.emulated import emulated, why_no_emulator
+from tpgpt2_ref.kernels.clusters.shape import Shape
 
 SOURCE = Path(__file__).with_name("chip.cu")
 INCLUDE = next((folder for folder in (Path(os.path.realpath(shutil.which("nvcc") or "/")).parent / "../include",
@@ -146,10 +148,11 @@ def test_functions(chip):
     torch.testing.assert_close(out, torch.stack(want), rtol=2e-6, atol=2e-6)
 
 
-def flags(chip, fault=0, **chance):
+def flags(chip, launch):
+    """Checks what `launch(tensors)` of `flags` leaves."""
     source = torch.randn(64, 4, device=chip.device)
     out, extra = torch.empty_like(source), torch.zeros(64 * 8 + 4, dtype=torch.int32, device=chip.device)
-    chip.launch("flags", (source, None, out, extra), grid=2, cluster=2, threads=64, fault=fault, **chance)
+    launch((source, None, out, extra))
     want = torch.stack([torch.arange(64.0, device=chip.device), torch.full_like(source[:, 0], 0.5), source[:, 0],
                         source[:, 3]], dim=1)
     torch.testing.assert_close(out, want, rtol=0, atol=0)
@@ -158,7 +161,18 @@ def flags(chip, fault=0, **chance):
 
 def test_flags_beside_values(chip):
     for chance in chip.chance():
-        flags(chip, **chance)
+        flags(chip, lambda tensors: chip.launch("flags", tensors, grid=2, cluster=2, threads=64, **chance))  # noqa: B023
+
+
+def test_flags_of_another_launch(emulator):
+    """Two emulators in two threads, as the kernels of two ranks."""
+    def launch(tensors):
+        with ThreadPoolExecutor() as ranks:
+            for done in [ranks.submit(emulator.launch, "flags", tensors, threads=64, count=count) for count in (1, 2)]:
+                done.result()
+
+    for _ in range(5):
+        flags(emulator, launch)
 
 
 # --- mistakes that a GPU does not tell
@@ -410,3 +424,16 @@ def spills(source: Path, defines, folder: Path) -> list[int]:
 @nvcc
 def test_nvcc_compiles_the_names(tmp_path):
     assert spills(SOURCE, {"HALF": True}, tmp_path) == [0] * 5
+
+
+SHAPES = {"gpt2, one row": dict(batch=1, ranks=1, rank=0), "half of gpt2, eight rows": dict(batch=8, ranks=2, rank=1)}
+
+
+@nvcc
+@pytest.mark.parametrize("case", SHAPES)
+def test_no_kernel_needs_local_memory(tmp_path, case):
+    ranks = SHAPES[case]["ranks"]
+    shape = Shape(hidden=768, heads=12 // ranks, inner=3072 // ranks, rows=50304 // ranks, layers=12, page=16,
+                  half=ranks > 1, **SHAPES[case])
+    for source in sorted(cache.SOURCE.glob("*.cu")):
+        assert spills(source, shape.defines(source.stem), tmp_path) == [0], source.name

@@ -4,6 +4,10 @@
 //
 // What a GPU leaves open is chance, from a seed: who goes next, when bytes on their way arrive. What would be a race or
 // a hang there ends the run here, with a message that names the thread.
+#ifdef __APPLE__
+#define _XOPEN_SOURCE 700  // for ucontext
+#define _DARWIN_C_SOURCE
+#endif
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
