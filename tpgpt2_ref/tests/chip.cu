@@ -74,14 +74,14 @@ GLOBAL(formats, 128) {
 }
 KERNEL(formats)
 
-// out (7, count) = functions of in (count,)
+// out (8, count) = functions of in (count,)
 GLOBAL(functions, 32) {
   wait_for_previous();
   float x = ((const float*)p.in)[threadIdx.x], *out = (float*)p.out + threadIdx.x;
   out[0] = exp_2(x), out[32] = log_2(fabsf(x)), out[64] = inverse_sqrt(fmaxf(x, 0.5f));
   out[96] = fminf(x, 1), out[128] = (float)min((int)threadIdx.x, 7), out[160] = max(x, 0.25f);
   long long big = ((long long)__float_as_uint(x) << 32) | threadIdx.x;
-  out[192] = __uint_as_float((u32)(shuffle_xor(big, 3) >> 32));
+  out[192] = __uint_as_float((u32)(shuffle_xor(big, 3) >> 32)), out[224] = inverse(x);
 }
 KERNEL(functions)
 

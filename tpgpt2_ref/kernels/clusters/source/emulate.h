@@ -167,6 +167,7 @@ DEVICE void store_flagged(uint4* p, uint4 x) {
   for (int i = 0; i < 2; i++) __atomic_store_n((u64*)p + i, words[i], __ATOMIC_RELEASE), maybe();
 }
 DEVICE u64 nanoseconds() { poll("nanoseconds"); return machine().clock += 1 + chance(100); }  // of a clock of its own
+DEVICE long long cycles() { return (long long)nanoseconds(); }
 
 // --- arithmetic in 16 bits
 
@@ -212,6 +213,7 @@ DEVICE void mma(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 
 DEVICE float exp_2(float x) { return std::exp2(x); }
 DEVICE float log_2(float x) { return std::log2(x); }
+DEVICE float inverse(float x) { return 1 / x; }
 DEVICE float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
 template <class T> T shuffle_xor(T x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
