@@ -14,8 +14,8 @@ from statistics import mean, median
 import torch
 
 from ..engine import Engine
-from ..engine.decode_graph import cannot_graph, is_hopper
-from ..engine.ladder import LADDER, rungs
+from ..engine.decode_graph import cannot_graph, rungs_of
+from ..engine.ladder import LADDER
 from .peer import decode_times, peer_model
 from .stopwatch import microseconds, spread
 
@@ -28,7 +28,7 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, new_tokens: int, w
     wanted       names of rungs (default: all)
     """
     model.config, world = replace(model.config, eos_token_id=None), model.world
-    ladder = LADDER[:1] if cannot_graph(model) else rungs(world.size, is_hopper(world.device))
+    ladder = LADDER[:1] if cannot_graph(model) else rungs_of(model)
     peer = peer_model(model.config, dtype, world) if with_peer else None
     of_all = {"copy_gb_per_s": copy_gb_per_s(world.device)}
     for batch in batches:

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from ..errors import RankError
+from ..kernels.clusters.shape import MOST_ROWS
 from ..kernels.state import DecodeState
 from ..request import SamplingParams
 from .batch import block_table, send
+from .cluster_step import ClusterSteps, why_no_clusters
 from .decode_step import decode_step, readable_step
 from .graph import CapturedStep
 from .ladder import LADDER, Rung, rungs
@@ -33,12 +35,17 @@ def choose_rung(model) -> tuple[Rung, str | None]:
     """
     why = cannot_graph(model)
     if why is None:
-        return rungs(model.world.size, is_hopper(model.world.device))[-1], None
+        return rungs_of(model)[-1], None
     if model.choice.source != "platform":
         why = cannot_capture(model)
         if why is None:
             return next(rung for rung in LADDER if rung.graph), None
     return LADDER[0], why
+
+
+def rungs_of(model) -> tuple[Rung, ...]:
+    """The rungs that a model which fused kernels can decode has on this machine."""
+    return rungs(model.world.size, is_hopper(model.world.device), why_no_clusters(model) is None)
 
 
 def no_graphs(model) -> str | None:
@@ -111,7 +118,7 @@ class GraphDecoder:
 
     def __init__(self, model, kv_caches: list[torch.Tensor], rung: Rung, capture=CapturedStep):
         self.model, self.kv_caches, self.rung, self.capture = model, kv_caches, rung, capture
-        self.kernels = rung.kernels()
+        self.kernels, self.clusters = rung.kernels(), None
         model.world.before_close.add(self)
         self.pool = None  # the graphs' memory, shared: they never run at once
         self.steps: dict[tuple[int, bool], tuple[DecodeState, CapturedStep]] = {}
@@ -134,7 +141,7 @@ class GraphDecoder:
             times.append(time.perf_counter())
             if any(s.ended(self.model.config.end_tokens) for s in sequences):
                 steps = launched  # what is in flight still counts for the others
-        for algorithm in self.model.world.all_reduces:
+        for algorithm in (*self.model.world.all_reduces, *([self.clusters] if self.clusters else [])):
             algorithm.check()
         return [b - a for a, b in zip(times, times[1:])]
 
@@ -158,6 +165,9 @@ class GraphDecoder:
         """A step for batches up to `graph_batch(batch)`, as a call, and the state that it works on."""
         state = DecodeState.empty(graph_batch(batch), self.model.impl.num_heads, self.model.config.n_positions,
                                   self.model.world.device, self.model.impl.block_size)
+        if self.rung.clusters and state.batch <= MOST_ROWS and not filtered:
+            self.clusters = self.clusters or ClusterSteps(self.model, self.kv_caches)
+            return state, self.clusters.step(state)
         run = readable_step if self.rung.readable else decode_step
         return state, lambda: run(self.model, self.kv_caches, state, self.kernels, filtered)
 
@@ -189,3 +199,4 @@ class GraphDecoder:
     def close(self) -> None:
         """Drop the graphs: they hold collectives of a process group that is about to close."""
         self.steps.clear()
+        self.clusters = None

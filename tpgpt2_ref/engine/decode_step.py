@@ -37,14 +37,18 @@ def decode_step(model, kv_caches: list[torch.Tensor], state: DecodeState, kernel
         inner = k.gelu(x, block.mlp.c_fc, state)  # (B, D) -> (B, 4D/n)
         x = row_parallel(inner, block.mlp.c_proj, x, next_norm, k, state, world)  # (B, 4D/n) -> (B, D)
     if filtered:
-        keys = sampled_keys(model.logits(x.read()), state)  # (B, D) -> (B, V) -> (1, B)
+        k.argmax(sampled_keys(model.logits(x.read()), state), state)  # (B, D) -> (B, V) -> (1, B)
     else:
-        keys = k.head_argmax(x, model.lm_head, state)  # (programs, B) of this rank's part of the vocabulary
-        if not world.alone:
-            algorithm = next((a for a in world.all_reduces if k.fused_sum and a.gathers), None)
-            keys, name = keys.amax(0), model.lm_head.name  # (B,) -> (n, B)
-            keys = all_gather_stack(algorithm, keys, world, name) if algorithm else \
-                all_gather(keys[:, None], world, name).T
+        pick(k.head_argmax(x, model.lm_head, state), model, state, k)
+
+
+def pick(keys: torch.Tensor, model, state: DecodeState, k: Kernels) -> None:
+    """keys (programs, B) of this rank's part of the vocabulary -> the largest of all ranks', into `state`."""
+    world, name = model.world, model.lm_head.name
+    if not world.alone:
+        algorithm = next((a for a in world.all_reduces if k.fused_sum and a.gathers), None)
+        keys = keys.amax(0)  # (B,), and gathered: (n, B)
+        keys = all_gather_stack(algorithm, keys, world, name) if algorithm else all_gather(keys[:, None], world, name).T
     k.argmax(keys, state)
 
 

@@ -19,6 +19,7 @@ class Rung:
     fused_sum: bool = False
     scaled_norm: bool = False
     pdl: bool = False
+    clusters: bool = False  # two kernels a layer, see kernels/clusters; batches that they don't take go by the others
 
     def kernels(self) -> Kernels:
         return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.scaled_norm)
@@ -39,11 +40,13 @@ LADDER = (
          fused_sum=True, scaled_norm=True),
     Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
          fused_sum=True, scaled_norm=True, pdl=True),
+    Rung("+clusters", "two kernels a layer, whose blocks hand over through each other's shared memory",
+         fused_sum=True, scaled_norm=True, pdl=True, clusters=True),
 )
 
 
-def rungs(world_size: int, hopper: bool) -> tuple[Rung, ...]:
+def rungs(world_size: int, hopper: bool, clusters: bool = False) -> tuple[Rung, ...]:
     """The rungs that differ on this machine: one rank sums nothing, several normalize where they sum, and PDL needs
-    Hopper (capability 9.0)."""
+    Hopper (capability 9.0). `clusters`: whether the model fits the cluster kernels."""
     same = "+norm" if world_size > 1 else "+sum"
-    return tuple(r for r in LADDER if r.name != same and (hopper or not r.pdl))
+    return tuple(r for r in LADDER if r.name != same and (hopper or not r.pdl) and (clusters or not r.clusters))

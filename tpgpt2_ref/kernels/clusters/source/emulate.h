@@ -166,6 +166,11 @@ DEVICE void store_flagged(uint4* p, uint4 x) {
   memcpy(words, &x, 16);
   for (int i = 0; i < 2; i++) __atomic_store_n((u64*)p + i, words[i], __ATOMIC_RELEASE), maybe();
 }
+DEVICE void store_flagged(uint2* p, uint2 x) {
+  u64 word;
+  memcpy(&word, &x, 8);
+  __atomic_store_n((u64*)p, word, __ATOMIC_RELEASE), maybe();
+}
 DEVICE u64 nanoseconds() { poll("nanoseconds"); return machine().clock += 1 + chance(100); }  // of a clock of its own
 DEVICE long long cycles() { return (long long)nanoseconds(); }
 

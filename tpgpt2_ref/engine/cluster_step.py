@@ -1,0 +1,50 @@
+"""Decode steps of cluster kernels (`kernels/clusters`) for a model: why not, their memory, and the step as a call."""
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+
+from ..errors import RankError
+from ..kernels.clusters import nvrtc
+from ..kernels.clusters.shape import MOST_ROWS, Shape, misfit
+from ..kernels.clusters.step import ClusterStep, Stream
+from ..kernels.state import DecodeState
+from ..parallel.all_reduce.symmetric import symmetric_buffer
+
+
+def why_no_clusters(model) -> str | None:
+    """Why this model's decode steps can't be cluster kernels here, or None if they can."""
+    world = model.world
+    if why := nvrtc.why_not(world.device) or misfit(model):
+        return why
+    if world.size > 1 and not any(a.gathers for a in world.all_reduces):
+        return "the cluster kernels write into every rank's memory, which these ranks can't"
+    return None
+
+
+class ClusterSteps:
+    """Makes the steps of one model, which share the memory where the residual stream stands between kernels."""
+
+    def __init__(self, model, kv_caches: list[torch.Tensor], load: Callable | None = None):
+        self.model, self.kv_caches = model, kv_caches
+        self.load = load or (lambda name, defines: nvrtc.compiled(name, defines, model.world.device))
+        self.stream = self._stream(Stream.nbytes(Shape.of(model, MOST_ROWS, model.impl.block_size)))
+
+    def _stream(self, nbytes: int) -> Stream:
+        world = self.model.world
+        if world.size > 1:
+            return Stream(*symmetric_buffer(world, nbytes), world.timeout)
+        buffer = torch.full((nbytes,), 0xFF, dtype=torch.uint8, device=world.device)
+        return Stream(buffer, [buffer.data_ptr()])
+
+    def check(self) -> None:
+        """Raise RankError if a rank was waited for in vain in a step that has ended."""
+        if self.model.world.size > 1 and int(self.stream.failed):
+            raise RankError(f"rank {self.model.world.rank}: another rank sent nothing for {self.stream.patience:.0f} s; "
+                            "results since then are wrong")
+
+    def step(self, state: DecodeState, pdl: bool = True) -> Callable[[], None]:
+        """A decode step of up to 8 rows, greedy or at a temperature, as a call that a graph can hold."""
+        step = ClusterStep(self.model, self.kv_caches, state, self.stream, self.load)
+        return lambda: step(pdl)

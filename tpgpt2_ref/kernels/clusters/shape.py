@@ -1,0 +1,103 @@
+"""What a rank's part of a model is to the cluster kernels: the constants that they are compiled with."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+HEAD = 64  # the one head size that they know
+BLOCKS = 8  # of a cluster
+UNITS = 32  # hidden units of the MLP that a block takes
+WARPS = 8  # of a block
+THREADS = 32 * WARPS
+LEAF = 512  # bytes of a weight: 8 rows of 32 columns, which a warp reads at once
+CHUNK = 4  # leaves that it asks for together
+MOST_ROWS = 8  # of a batch: as many as one product of tensor cores takes, each as two halves
+SHARED = 227 * 1024  # bytes of shared memory that a multiprocessor of Hopper gives its blocks
+MULTIPROCESSORS = 128  # that clusters of 8 can fill, of the 132 of an H100 or H200
+
+
+@dataclass(frozen=True)
+class Shape:
+    """hidden, heads, inner, rows: D, and this rank's heads, hidden units and rows of the vocabulary."""
+
+    hidden: int
+    heads: int
+    inner: int
+    rows: int
+    layers: int
+    page: int
+    batch: int
+    ranks: int
+    rank: int
+    half: bool  # float16, else bfloat16
+
+    @classmethod
+    def of(cls, model, batch: int, page: int) -> Shape:
+        mlp, world = model.h[0].mlp, model.world
+        return cls(model.config.n_embd, model.impl.num_heads, mlp.c_fc.local, model.lm_head.local,
+                   model.config.n_layer, page, batch, world.size, world.rank, model.impl.dtype == torch.float16)
+
+    @property
+    def clusters(self) -> int:
+        """Of an MLP: the last one may have blocks without units."""
+        return -(-self.inner // (UNITS * BLOCKS))
+
+    @property
+    def slots(self) -> int:
+        """Contributions to the residual stream, of all ranks, of the kernel that has most."""
+        return self.ranks * max(self.heads, self.clusters)
+
+    @property
+    def flagged(self) -> bool:
+        """Whether a value in a slot has a flag beside it, so that no kernel waits for another one's end: where several
+        ranks write, and where the slots are few enough to be looked at again and again."""
+        return self.ranks > 1 or self.hidden <= 1024
+
+    @property
+    def set_bytes(self) -> int:
+        """Of one set of slots: fp32, and a flag of 4 bytes beside each value."""
+        return self.slots * self.batch * self.hidden * (8 if self.flagged else 4)
+
+    @property
+    def kernels(self) -> int:
+        """Of a step that write to the stream or read it: the embedding, two a layer, the head."""
+        return 2 * self.layers + 2
+
+    @staticmethod
+    def blocks(kernel: str) -> int:
+        """Of a cluster."""
+        return {"embed": 1, "head": 4}.get(kernel, BLOCKS)
+
+    def grid(self, kernel: str) -> int:
+        """Blocks."""
+        tiles = self.rows // 8 // WARPS
+        return {"embed": 1, "attention": self.heads * BLOCKS, "mlp": self.clusters * BLOCKS,
+                "head": max(1, min(66, tiles // 4)) * 4}[kernel]
+
+    def chunks(self, kernel: str) -> int:
+        """Chunks of weights, 4 leaves each, that a warp has on their way at once: all, or as many as fit."""
+        steps, columns = -(-self.hidden // (32 * WARPS)), self.hidden // BLOCKS
+        total = {"embed": 1, "attention": steps + -(-columns // (16 * WARPS)), "mlp": steps + -(-columns // 32),
+                 "head": 6}[kernel]
+        blocks = 1 if self.grid(kernel) <= MULTIPROCESSORS else 2  # on a multiprocessor
+        room = SHARED // blocks - 1024 - 14 * self.batch * self.hidden - 20480 * self.batch
+        return max(2, min(total, room // (WARPS * CHUNK * LEAF)))
+
+    def defines(self, kernel: str) -> dict[str, int]:
+        slots = {"mlp": self.ranks * self.heads}.get(kernel, self.ranks * self.clusters)
+        return {"D": self.hidden, "HEADS": self.heads, "INNER": self.inner, "ROWS": self.rows, "PAGE": self.page,
+                "BATCH": self.batch, "RANKS": self.ranks, "RANK": self.rank, "SLOTS": slots,
+                "CHUNKS": self.chunks(kernel), "CLUSTER": self.blocks(kernel), "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
+
+
+def misfit(model) -> str | None:
+    """Why this model has not the shape that the cluster kernels want, or None."""
+    config, impl = model.config, model.impl
+    if impl.head_size != HEAD:
+        return f"the cluster kernels take heads of {HEAD}, not {impl.head_size}"
+    if config.n_embd % 64 or config.n_embd > 2048:
+        return f"the cluster kernels take a hidden size that is a multiple of 64, up to 2048, not {config.n_embd}"
+    if model.h[0].mlp.c_fc.local % UNITS:
+        return f"the cluster kernels take a rank's hidden units by {UNITS}, not {model.h[0].mlp.c_fc.local}"
+    return None

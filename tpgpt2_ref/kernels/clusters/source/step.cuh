@@ -1,0 +1,337 @@
+// What the two kernels of a layer, and the head, have in common.
+//
+//     slots (contributions, B, D) fp32 ──► x (B, D) = their sum, in every block ──► LayerNorm ──► products
+//
+// A kernel leaves its contributions to the residual stream in slots, one a cluster, each value with a flag beside it, and
+// the next kernel adds them in order: nothing is summed by atomics, so every run, every rank and every batch has the same bits.
+// A thread's place: warp of 8, and lane = 4 g + t as in a product of tensor cores (`chip.cuh`).
+//
+// Between two kernels a block is alone with its latencies: what can be loaded together is loaded together, and code is
+// short, since most of it runs once and comes from memory too.
+#pragma once
+#include "chip.cuh"
+
+// D        hidden size, a multiple of 64            BATCH    rows of x, 1 to 8
+// SLOTS    contributions that make up x, at most    RANKS    GPUs; RANK: which of them this one is
+// CLUSTER  blocks                                   CHUNKS   of weights that a warp has under way at once
+// FLAGGED  whether a value in a slot has a flag beside it; if not, a kernel waits for the end of the one before it
+#define WARPS 8
+#define THREADS (32 * WARPS)
+#define STEPS (D / 32)         // a product's K in steps of 32: two of a tensor core's
+#define COLUMNS (D / CLUSTER)  // of x that a block sums, or of a result that it owns
+#define QUADS (COLUMNS / 4)
+#define X_STRIDE (D + 8)          // floats
+#define HALVES(columns) ((columns) / 2 + (columns) % 64 / 2 + 16)  // words from one half of a row to the next
+#define N_TILES ((BATCH + 1) / 2)  // a product of tensor cores takes two rows of x
+#define ROUNDED(bytes) (((bytes) + 127) / 128 * 128)
+
+DEVICE int warp() { return threadIdx.x / 32; }
+DEVICE int lane() { return threadIdx.x % 32; }
+DEVICE int g() { return lane() / 4; }
+DEVICE int t() { return lane() % 4; }
+
+DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+DEVICE float4 unpack4(uint2 v) {
+  float2 a = unpack(v.x), b = unpack(v.y);
+  return make_float4(a.x, a.y, b.x, b.y);
+}
+
+DEVICE float single(const u32* pairs, int i) { return i % 2 ? unpack(pairs[i / 2]).y : unpack(pairs[i / 2]).x; }
+
+// Cycles of this multiprocessor when a block's first thread came to each place, for who asks.
+#ifdef PROFILE
+extern "C" { __device__ long long marks[512][16]; }
+#define MARK(i) if (threadIdx.x == 0) marks[blockIdx.x][i] = cycles();
+#else
+#define MARK(i)
+#endif
+
+// --- from kernel to kernel
+
+// Where x comes from: the sum of `count` slots, or, where `ids` is given, the embeddings of the newest tokens.
+struct Source {
+  const void* slots;     // (count, BATCH, D) pairs of fp32 and flag
+  u32 count;             // up to SLOTS
+  const long long* ids;  // (BATCH,)
+  const uint2* wte;      // (V, D)
+  const uint2* wpe;      // (n_positions, D)
+};
+
+// Where a cluster's contribution goes: the same slot on every GPU.
+struct Sink { void* slots[RANKS]; };
+
+// What tells one step's contributions from another's.
+struct Turn {
+  u32* step;      // counted by the last kernel of a step
+  u32 kernel;     // within a step
+  u32 kernels;    // of a step
+  u32* failed;    // 1 + the slot that was waited for in vain: after that nobody waits any more
+  u64 patience;   // nanoseconds
+};
+DEVICE u32 flag_of(const Turn& turn) { return *turn.step * turn.kernels + turn.kernel; }
+
+// A contribution: 16 bytes are two values, each beside its flag. No kernel waits for the end of the one before it: a
+// value has come when its flag is this step's, whoever wrote it, on whichever GPU.
+DEVICE bool arrived(uint4 x, u32 flag) { return x.y == flag && x.w == flag; }
+
+// Whether to look again for what has not come; `tries` counts from 0.
+DEVICE bool patient(const Turn& turn, u32 tries, u64* start, int slot) {
+  if (tries % 256 != 255) return true;
+  u64 now = nanoseconds();
+  if (tries == 255) *start = now;
+  if (now - *start > turn.patience) *(volatile u32*)turn.failed = 1 + slot;
+  return !*(volatile u32*)turn.failed;
+}
+
+DEVICE void store(const Sink& to, u32 flag, int slot, int b, int column, float y) {
+  int index = (slot * BATCH + b) * D + column;
+#pragma unroll
+  for (int r = 0; r < RANKS; r++)
+    if (FLAGGED) store_flagged((uint2*)to.slots[r] + index, make_uint2(__float_as_uint(y), flag));
+    else ((float*)to.slots[r])[index] = y;
+}
+
+// The kernel before the one before this one has ended: until then there is nothing to look for, and looking costs
+// others the bandwidth of the L2 cache.
+DEVICE void wait_for_the_one_before(const Sink& to, const Turn& turn, u32 flag) {
+  if (FLAGGED && turn.kernel > 3 && threadIdx.x == 0) {
+    const uint4* p = (const uint4*)((const uint2*)to.slots[RANK] + cluster_rank() * COLUMNS);
+    u64 start;
+    u32 tries = 0;
+    while (int(load_flagged(p).y - (flag - 2)) < 0 && patient(turn, tries++, &start, 0)) {}  // or this kernel's, already
+  }
+  if (!FLAGGED) wait_for_previous();
+}
+
+// --- x
+
+// Summed in two stages, so that many threads load at once: GROUPS of them for each four columns, PER slots each.
+constexpr int PER = (SLOTS + THREADS / QUADS - 1) / (THREADS / QUADS);
+constexpr int GROUPS = (SLOTS + PER - 1) / PER;
+constexpr int SENDERS = BATCH < CLUSTER ? CLUSTER / BATCH : 1;  // threads that share the blocks a value goes to
+constexpr int ITEMS = BATCH * QUADS * GROUPS, EACH = (ITEMS + THREADS - 1) / THREADS;
+constexpr int TOGETHER = EACH * PER <= 8 ? EACH : 8 / PER ? 8 / PER : 1;  // items of a thread that are loaded at once
+
+struct Stream {  // the residual stream in a block
+  float x[BATCH * X_STRIDE];
+  float4 parts[GROUPS][BATCH][QUADS];
+  float2 moments[BATCH][CLUSTER];  // (mean, sum of squares about it) of each block's columns
+  Barrier x_ready, moments_ready;
+};
+constexpr u32 X_BYTES = BATCH * D * 4, MOMENTS_BYTES = BATCH * CLUSTER * 8;
+
+DEVICE float4 summed(const Stream& s, int b, int quad) {
+  float4 sum = s.parts[0][b][quad];
+#pragma unroll
+  for (int j = 1; j < GROUPS; j++) sum = add(sum, s.parts[j][b][quad]);
+  return sum;
+}
+
+// The n-th thing to sum of this thread: `slots` slots from `slot` on, of four columns of row b.
+struct Item { int slot, slots, b, quad; };
+DEVICE Item item(int n) {
+  u32 i = n * THREADS + threadIdx.x, group = i / (BATCH * QUADS), b = i / QUADS % BATCH, quad = i % QUADS;
+  return Item{int(group * PER), i < ITEMS ? int(group * PER + PER) : 0, int(b), int(quad)};
+}
+
+// x in every block of the cluster: each sums its columns and sends them to all, and their moments behind them.
+DEVICE void gather(const Source& from, const Turn& turn, u32 flag, const long long* positions, Stream& s) {
+  int rank = cluster_rank();
+#pragma unroll 1
+  for (int begin = 0; begin < EACH; begin += TOGETHER) {
+    uint4 low[TOGETHER][PER], high[TOGETHER][PER];
+    u64 start;
+    bool all;
+    u32 tries = 0;
+    do {
+      all = true;
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+#pragma unroll
+        for (int j = 0; j < PER; j++) {
+          Item i = item(begin + k);
+          low[k][j] = high[k][j] = make_uint4(0, flag, 0, flag);
+          if (i.slot + j >= i.slots || i.slot + j >= from.count) continue;
+          int quad = ((i.slot + j) * BATCH + i.b) * (D / 4) + rank * QUADS + i.quad;
+          if (FLAGGED) {
+            const uint4* p = (const uint4*)from.slots + 2 * quad;
+            low[k][j] = load_flagged(p), high[k][j] = load_flagged(p + 1);
+          } else {
+            float4 x = load_fresh((const float4*)from.slots + quad);
+            low[k][j].x = __float_as_uint(x.x), low[k][j].z = __float_as_uint(x.y);
+            high[k][j].x = __float_as_uint(x.z), high[k][j].z = __float_as_uint(x.w);
+          }
+        }
+#pragma unroll
+      for (int k = 0; k < TOGETHER; k++)
+#pragma unroll
+        for (int j = 0; j < PER; j++) all &= arrived(low[k][j], flag) && arrived(high[k][j], flag);
+    } while (FLAGGED && !all && patient(turn, tries++, &start, item(begin).slot));
+#pragma unroll
+    for (int k = 0; k < TOGETHER; k++) {
+      Item i = item(begin + k);
+      if (!i.slots) continue;
+      float4 sum = make_float4(0, 0, 0, 0);
+      if (from.ids && i.slot == 0) {
+        int column = rank * COLUMNS + 4 * i.quad;
+        sum = add(unpack4(from.wte[(from.ids[i.b] * D + column) / 4]), unpack4(from.wpe[(positions[i.b] * D + column) / 4]));
+      }
+#pragma unroll
+      for (int j = 0; j < PER; j++)
+        sum = add(sum, make_float4(__uint_as_float(low[k][j].x), __uint_as_float(low[k][j].z),
+                                   __uint_as_float(high[k][j].x), __uint_as_float(high[k][j].z)));
+      s.parts[i.slot / PER][i.b][i.quad] = sum;
+    }
+  }
+  __syncthreads();
+  MARK(4)
+#pragma unroll 1
+  for (int i = threadIdx.x; i < BATCH * QUADS * SENDERS; i += THREADS) {
+    int to = i % SENDERS, quad = i / SENDERS % QUADS, b = i / SENDERS / QUADS;
+    float4 sum = summed(s, b, quad);
+#pragma unroll
+    for (int k = 0; k < CLUSTER / SENDERS; k++)
+      send(sum, s.x + b * X_STRIDE + rank * COLUMNS + 4 * quad, &s.x_ready, to + k * SENDERS);
+  }
+  if (warp() < BATCH) {  // while x is under way
+    int b = warp();
+    constexpr int OWN = (QUADS + 31) / 32;
+    float4 mine[OWN];
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+      mine[i] = lane() + 32 * i < QUADS ? summed(s, b, lane() + 32 * i) : make_float4(0, 0, 0, 0);
+      sum += (mine[i].x + mine[i].y) + (mine[i].z + mine[i].w);
+    }
+#pragma unroll
+    for (int m = 16; m; m /= 2) sum += shuffle_xor(sum, m);
+    float mean = sum * (1.0f / COLUMNS);
+#pragma unroll
+    for (int i = 0; i < OWN; i++)
+      if (lane() + 32 * i < QUADS) {
+        float4 d = make_float4(mine[i].x - mean, mine[i].y - mean, mine[i].z - mean, mine[i].w - mean);
+        squares += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
+      }
+#pragma unroll
+    for (int m = 16; m; m /= 2) squares += shuffle_xor(squares, m);
+    if (lane() < CLUSTER) send(make_float2(mean, squares), &s.moments[b][rank], &s.moments_ready, lane());
+  }
+  wait(&s.x_ready);
+}
+
+// Mean and 1 / standard deviation of row b, from its parts (Chan et al. 1979). Behind `wait(&moments_ready)`.
+DEVICE float2 moments_of(const Stream& s, int b, float eps) {
+  float mean = 0, squares = 0;
+#pragma unroll
+  for (int r = 0; r < CLUSTER; r++) mean += s.moments[b][r].x;
+  mean *= 1.0f / CLUSTER;
+#pragma unroll
+  for (int r = 0; r < CLUSTER; r++) {
+    float2 part = s.moments[b][r];
+    squares += part.y + COLUMNS * (part.x - mean) * (part.x - mean);
+  }
+  return make_float2(mean, inverse_sqrt(squares * (1.0f / D) + eps));
+}
+
+// --- products: y = W x, where x's rows are cut into two 16-bit halves, high + low, for 16 bits of mantissa
+//
+// LayerNorm slides behind the product, so that nobody waits for the moments before it:
+//     W ((x - mean) / std * g + b) + c  =  (W (x g) - mean s) / std + t,     s = W g,  t = W b + c
+
+// One row of W is cut too: a lane's 16 bytes, 8 columns, are four registers of the product's first operand, of which it
+// takes two for a row g + 8. So rows g meet pairs 0 and 2 of the columns, rows g + 8 pairs 1 and 3, and x has a column
+// of the second operand for either: four a row of x (high or low, pairs 0 and 2 or 1 and 3).
+
+DEVICE int place_of(int pair) { return (pair & ~3) + (pair & 1) * 2 + (pair >> 1 & 1); }  // pairs 0, 2, 1, 3
+
+// Two columns of row b, in halves: `to` is (2 BATCH, HALVES(columns)), high and low of each row.
+DEVICE void put(u32* to, int stride, int b, int pair, float x, float y) {
+  u32 high = pack(x, y);
+  float2 rounded = unpack(high);
+  to[2 * b * stride + place_of(pair)] = high;
+  to[(2 * b + 1) * stride + place_of(pair)] = pack(x - rounded.x, y - rounded.y);
+}
+
+// This lane's part of x in a product: columns 32 step and on of rows 2 tile and 2 tile + 1.
+DEVICE uint2 operand(const u32* halves, int stride, int tile, int step) {
+  int row = 4 * tile + g() / 2;
+  if (row >= 2 * BATCH) return make_uint2(0, 0);
+  return *(const uint2*)&halves[row * stride + 16 * step + 4 * t() + g() % 2 * 2];
+}
+
+// x g, columns from `first` to `last`, by a warp: what it reads itself afterwards
+DEVICE void weigh(const Stream& s, const u32* weight, int first, int last, u32* to) {
+#pragma unroll
+  for (int b = 0; b < BATCH; b++)
+#pragma unroll 2
+    for (int pair = first / 2 + lane(); pair < last / 2; pair += 32) {
+      float2 v = *(const float2*)(s.x + b * X_STRIDE + 2 * pair), w = unpack(weight[pair]);
+      put(to, HALVES(D), b, pair, v.x * w.x, v.y * w.y);
+    }
+  __syncwarp();
+}
+
+// A leaf of W times x: 8 rows (lane's: g) by 32 columns.
+DEVICE void product(float c[4], uint2 x, uint4 w) { mma(c, w.x, w.y, w.z, w.w, x.x, x.y); }
+
+// Of row g of a leaf, for row 2 tile + t / 2 of x: this lane has its high halves' part or, t odd, the low ones'.
+DEVICE float part_of(const float c[4]) { return c[0] + c[3]; }
+
+// Two values, each summed over the two lanes that share a row of x: the first where t is even, the second where odd.
+DEVICE float sum_of_parts(float first, float second) {
+  bool odd = t() & 1;
+  return (odd ? second : first) + shuffle_xor(odd ? first : second, 1);
+}
+
+// What LayerNorm leaves to do behind the product.
+DEVICE float unnormed(float y, float2 m, float s, float t) { return (y - m.x * s) * m.y + t; }
+DEVICE float4 unnormed(float4 y, float2 m, const float* s, const float* t) {
+  return make_float4(unnormed(y.x, m, s[0], t[0]), unnormed(y.y, m, s[1], t[1]), unnormed(y.z, m, s[2], t[2]),
+                     unnormed(y.w, m, s[3], t[3]));
+}
+
+// A warp's part of K.
+constexpr int STEPS_UNROLLED = STEPS % WARPS ? 1 : STEPS / WARPS;
+DEVICE int first_step() { return STEPS % WARPS ? warp() * STEPS / WARPS : warp() * (STEPS / WARPS); }
+DEVICE int steps_of_warp() { return STEPS % WARPS ? (warp() + 1) * STEPS / WARPS - warp() * STEPS / WARPS : STEPS / WARPS; }
+
+// --- weights, on their way to shared memory before the kernel waits for the one before it
+
+#define LEAF 512  // bytes: 8 rows of a weight by 32 columns, 16 bytes a lane
+#define CHUNK 4   // leaves that a warp asks for, and reads, together
+
+// This warp's chunks in order, CHUNKS of TOTAL at a time. Each lane copies what it reads itself, so no thread waits for
+// another. `path.leaf(c, i)`: where this lane's 16 bytes of leaf i of chunk c are, or null.
+template <int TOTAL, class Path> struct Tape {
+  Path path;
+  char* mine;  // this lane's part of the first chunk
+  int taken;
+
+  DEVICE_MEMBER Tape(Path path, char* shared) : path(path), mine(shared + warp() * CHUNKS * CHUNK * LEAF + lane() * 16), taken(0) {
+#pragma unroll 1
+    for (int c = 0; c < CHUNKS; c++) ask(c);
+  }
+  DEVICE_MEMBER void ask(int c) {
+    char* to = mine + c % CHUNKS * (CHUNK * LEAF);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++)
+      if (const void* from = path.leaf(c, i)) copy_16(to + i * LEAF, from);
+    commit();
+  }
+  DEVICE_MEMBER void take(uint4 leaves[CHUNK]) {
+    wait_but<CHUNKS - 1>();
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) leaves[i] = *(const uint4*)(mine + taken % CHUNKS * (CHUNK * LEAF) + i * LEAF);
+    if (CHUNKS < TOTAL) ask(taken + CHUNKS);
+    else commit();  // empty, so that as many are under way as before
+    taken++;
+  }
+};
+#define SHARED_BYTES(bytes, chunks) \
+  extern "C" __device__ u32 shared_bytes = ROUNDED(bytes) + (chunks) * WARPS * CHUNK * LEAF;
+
+// What is small: `bytes`, a multiple of 16, up to 16 a thread. Arrived behind `wait_but` and a barrier.
+DEVICE void copy_ahead(void* shared, const void* global, int bytes) {
+  int i = threadIdx.x * 16;
+  if (i < bytes) copy_16((char*)shared + i, (const char*)global + i);
+}
