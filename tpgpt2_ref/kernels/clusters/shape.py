@@ -9,7 +9,7 @@ HEAD = 64  # the one head size that they know
 BLOCKS = 8  # of a cluster
 UNITS = 32  # hidden units of the MLP that a block takes
 WARPS = 8  # of a block
-THREADS = 32 * WARPS
+THREADS = 32 * WARPS + 32
 LEAF = 512  # bytes of a weight: 8 rows of 32 columns, which a warp reads at once
 CHUNK = 4  # leaves that it asks for together
 MOST_ROWS = 8  # of a batch: as many as one product of tensor cores takes, each as two halves
@@ -50,9 +50,8 @@ class Shape:
 
     @property
     def flagged(self) -> bool:
-        """Whether a value in a slot has a flag beside it, so that no kernel waits for another one's end: where several
-        ranks write, and where the slots are few enough to be looked at again and again."""
-        return self.ranks > 1 or self.hidden <= 1024
+        """Whether a value in a slot has a flag beside it, since other GPUs write it: no kernel's end here says it came."""
+        return self.ranks > 1
 
     @property
     def set_bytes(self) -> int:
@@ -73,22 +72,13 @@ class Shape:
         """Blocks."""
         tiles = self.rows // 8 // WARPS
         return {"embed": 1, "attention": self.heads * BLOCKS, "mlp": self.clusters * BLOCKS,
-                "head": max(1, min(66, tiles // 4)) * 4}[kernel]
-
-    def chunks(self, kernel: str) -> int:
-        """Chunks of weights, 4 leaves each, that a warp has on their way at once: all, or as many as fit."""
-        steps, columns = -(-self.hidden // (32 * WARPS)), self.hidden // BLOCKS
-        total = {"embed": 1, "attention": steps + -(-columns // (16 * WARPS)), "mlp": steps + -(-columns // 32),
-                 "head": 6}[kernel]
-        blocks = 1 if self.grid(kernel) <= MULTIPROCESSORS else 2  # on a multiprocessor
-        room = SHARED // blocks - 1024 - 14 * self.batch * self.hidden - 20480 * self.batch
-        return max(2, min(total, room // (WARPS * CHUNK * LEAF)))
+                "head": max(1, min(62, tiles // 4)) * 4}[kernel]
 
     def defines(self, kernel: str) -> dict[str, int]:
         slots = {"mlp": self.ranks * self.heads}.get(kernel, self.ranks * self.clusters)
         return {"D": self.hidden, "HEADS": self.heads, "INNER": self.inner, "ROWS": self.rows, "PAGE": self.page,
                 "BATCH": self.batch, "RANKS": self.ranks, "RANK": self.rank, "SLOTS": slots,
-                "CHUNKS": self.chunks(kernel), "CLUSTER": self.blocks(kernel), "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
+                "ROOM": SHARED // 2 - 1024, "CLUSTER": self.blocks(kernel), "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
 
 
 def misfit(model) -> str | None:

@@ -56,6 +56,8 @@ struct Shared {
   Barrier qkv_ready, parts_ready;
 };
 
+constexpr int CHUNKS = chunks_of(TOTAL, ROUNDED(sizeof(Shared)));  // under way at once
+
 struct Path {  // rows of q, k and v, a step a chunk; then c_proj, two tiles a chunk
   const char *qkv, *proj;
   int first, steps;
@@ -135,13 +137,13 @@ DEVICE void attend(const Params& p, Shared& s, int b, int head, int rank, int ne
 
 // Four dimensions of 8 parts as one part: the sum of their weights in `total`, their maximum in `top`.
 DEVICE float4 together(const Part* parts, int quad, float* top, float* total) {
-  float tops[8], highest = LOWEST, sum = 0;
+  float highest = LOWEST, sum = 0;
 #pragma unroll
-  for (int i = 0; i < 8; i++) tops[i] = parts[i].top, highest = fmaxf(highest, tops[i]);
+  for (int i = 0; i < 8; i++) highest = fmaxf(highest, parts[i].top);
   float4 acc = make_float4(0, 0, 0, 0);
-#pragma unroll
+#pragma unroll 2
   for (int i = 0; i < 8; i++) {
-    float share = exp_2(tops[i] - highest);
+    float share = exp_2(parts[i].top - highest);
     float4 x = *(const float4*)&parts[i].acc[4 * quad];
     acc = add(acc, make_float4(x.x * share, x.y * share, x.z * share, x.w * share));
     sum += parts[i].total * share;
@@ -150,7 +152,7 @@ DEVICE float4 together(const Part* parts, int quad, float* top, float* total) {
   return acc;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) attention(const __grid_constant__ Params p) {
   SHARED(memory);
   Shared& s = *(Shared*)memory;
   MARK(0)
@@ -158,13 +160,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_
 
   // Before the wait: what depends on no kernel of this step.
   if (threadIdx.x == 0) {
-    expect(&s.stream.x_ready, X_BYTES);
-    expect(&s.stream.moments_ready, MOMENTS_BYTES);
+    expect_x(s.stream);
     expect(&s.qkv_ready, BATCH * 3 * HEAD * 4);
     expect(&s.parts_ready, BATCH * CLUSTER * (HEAD + 4) * 4);
   }
   cluster_arrive();
   let_next_start();
+  if (warp() == WARPS) return find_moments(s.stream, p.eps);
   copy_ahead(s.norm_weight, p.norm_weight, D * 2);
   copy_ahead(s.c_proj_bias, p.c_proj_bias + rank * COLUMNS * 2, COLUMNS * 2);
 #pragma unroll
@@ -182,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_
     }
   }
   int first = first_step(), steps = steps_of_warp();
-  Tape<TOTAL, Path> tape(Path{p.c_attn + ((u64)(head * HEAD + rank * MINE + g()) * D + 8 * t()) * 2,
+  Tape<CHUNKS, TOTAL, Path> tape(Path{p.c_attn + ((u64)(head * HEAD + rank * MINE + g()) * D + 8 * t()) * 2,
                               p.c_proj + ((u64)(rank * COLUMNS + g()) * WIDTH + head * HEAD + 8 * t()) * 2, first, steps},
                          memory + ROUNDED(sizeof(Shared)));
   if (threadIdx.x < BATCH) {
@@ -193,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_
   MARK(1)
   wait_but<CHUNKS - 1>();  // what was copied ahead has arrived
   cluster_wait();
-  wait_for_the_one_before(p.to, p.turn, flag);
+  wait_for_turn(p.to, p.turn, flag);
   __syncthreads();
   MARK(3)
 
@@ -234,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_
     float4 y = *(const float4*)&s.partial[0][b][4 * quad];
 #pragma unroll
     for (int w = 1; w < WARPS; w++) y = add(y, *(const float4*)&s.partial[w][b][4 * quad]);
-    y = unnormed(y, moments_of(s.stream, b, p.eps), &s.c_attn_sums[0][4 * quad], &s.c_attn_sums[1][4 * quad]);
+    y = unnormed(y, s.stream.moments[b], &s.c_attn_sums[0][4 * quad], &s.c_attn_sums[1][4 * quad]);
     if (j == 0) {
       float scale = 1.4426950408889634f / 8;  // log2(e) / sqrt(64): weights are powers of two
       y = make_float4(y.x * scale, y.y * scale, y.z * scale, y.w * scale);
@@ -307,4 +309,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention(const __grid_
   MARK(14)
 }
 KERNEL(attention)
-SHARED_BYTES(sizeof(Shared), CHUNKS)
+SHARED_BYTES

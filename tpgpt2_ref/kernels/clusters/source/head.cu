@@ -9,6 +9,9 @@
 
 // ROWS     of this rank's vocabulary, a multiple of 8
 #define TILES (ROWS / 8)
+#ifndef HEAD_CHUNKS
+#define HEAD_CHUNKS 6
+#endif
 #define ENDLESS (1 << 20)  // chunks: never all under way at once
 
 struct Params {
@@ -37,6 +40,8 @@ struct Shared {
   long long keys[WARPS][BATCH];
   bool last;
 };
+
+constexpr int CHUNKS = chunks_of(HEAD_CHUNKS, ROUNDED(sizeof(Shared)));  // under way at once
 
 struct Path {  // this warp's tiles, one after the other, four steps a chunk
   const char* wte;
@@ -94,21 +99,19 @@ DEVICE void end(const Params& p, Shared& s, u32 flag) {
   if (threadIdx.x == 0) *p.ended = 0, *p.turn.step += 1;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) head(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) head(const __grid_constant__ Params p) {
   SHARED(memory);
   Shared& s = *(Shared*)memory;
   MARK(0)
-  if (threadIdx.x == 0) {
-    expect(&s.stream.x_ready, X_BYTES);
-    expect(&s.stream.moments_ready, MOMENTS_BYTES);
-  }
+  if (threadIdx.x == 0) expect_x(s.stream);
   cluster_arrive();
   let_next_start();
+  if (warp() == WARPS) return find_moments(s.stream, p.eps);
   copy_ahead(s.norm_weight, p.norm_weight, D * 2);
   copy_ahead(s.norm_bias, p.norm_bias, D * 2);
   int first = blockIdx.x * WARPS + warp(), stride = gridDim.x * WARPS;
   int tiles = first < TILES ? (TILES - first + stride - 1) / stride : 0;
-  Tape<ENDLESS, Path> tape(Path{p.wte + ((u64)g() * D + 8 * t()) * 2, first, stride, tiles},
+  Tape<CHUNKS, ENDLESS, Path> tape(Path{p.wte + ((u64)g() * D + 8 * t()) * 2, first, stride, tiles},
                            memory + ROUNDED(sizeof(Shared)));
   float temperature = *p.temperature;
   u32 flag = flag_of(p.turn);
@@ -124,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) head(const __grid_const
   wait(&s.stream.moments_ready);
 #pragma unroll 1
   for (int b = 0; b < BATCH; b++) {
-    float2 m = moments_of(s.stream, b, p.eps);
+    float2 m = s.stream.moments[b];
 #pragma unroll 2
     for (int pair = threadIdx.x; pair < D / 2; pair += THREADS) {
       float2 v = *(const float2*)(s.stream.x + b * X_STRIDE + 2 * pair), w = unpack(s.norm_weight[pair]),
@@ -187,4 +190,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) head(const __grid_const
   MARK(14)
 }
 KERNEL(head)
-SHARED_BYTES(sizeof(Shared), CHUNKS)
+SHARED_BYTES

@@ -41,6 +41,8 @@ struct Shared {
   Barrier sums_ready;
 };
 
+constexpr int CHUNKS = chunks_of(TOTAL, ROUNDED(sizeof(Shared)));  // under way at once
+
 struct Path {  // c_fc, a step a chunk; then c_proj, four tiles a chunk
   const char *fc, *proj;
   int first, steps, idle;
@@ -62,7 +64,7 @@ DEVICE float gelu(float x) {  // tanh's form: x sigmoid(2 u), u = sqrt(2 / pi) (
   return x * inverse(1 + exp_2(-2.302208198f * (x + 0.044715f * x * x * x)));  // 2 sqrt(2 / pi) log2(e)
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) mlp(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) mlp(const __grid_constant__ Params p) {
   SHARED(memory);
   Shared& s = *(Shared*)memory;
   MARK(0)
@@ -70,25 +72,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) mlp(const __grid_consta
   bool idle = INNER % (UNITS * CLUSTER) && unit >= INNER;  // the last cluster's blocks may have none; they still take part in its sums
 
   if (threadIdx.x == 0) {
-    expect(&s.stream.x_ready, X_BYTES);
-    expect(&s.stream.moments_ready, MOMENTS_BYTES);
+    expect_x(s.stream);
     expect(&s.sums_ready, CLUSTER * BATCH * COLUMNS * 4);
   }
   cluster_arrive();
   let_next_start();
+  if (warp() == WARPS) return find_moments(s.stream, p.eps);
   copy_ahead(s.norm_weight, p.norm_weight, D * 2);
   copy_ahead(s.c_proj_bias, p.c_proj_bias + rank * COLUMNS * 2, COLUMNS * 2);
   if (!idle)
     for (int j = 0; j < 2; j++) copy_ahead(s.c_fc_sums[j], p.c_fc_sums + j * INNER + unit, UNITS * 4);
   int first = first_step(), steps = steps_of_warp();
-  Tape<TOTAL, Path> tape(Path{p.c_fc + ((u64)(unit + g()) * D + 8 * t()) * 2,
+  Tape<CHUNKS, TOTAL, Path> tape(Path{p.c_fc + ((u64)(unit + g()) * D + 8 * t()) * 2,
                               p.c_proj + ((u64)(warp() * COLUMNS + g()) * INNER + unit + 8 * t()) * 2, first, steps, idle},
                          memory + ROUNDED(sizeof(Shared)));
   u32 flag = flag_of(p.turn);
   MARK(1)
   wait_but<CHUNKS - 1>();  // what was copied ahead has arrived
   cluster_wait();
-  wait_for_the_one_before(p.to, p.turn, flag);
+  wait_for_turn(p.to, p.turn, flag);
   __syncthreads();
   MARK(3)
 
@@ -123,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) mlp(const __grid_consta
 #pragma unroll 1
   for (int i = threadIdx.x; i < BATCH * UNITS / 2; i += THREADS) {
     int pair = i % (UNITS / 2), b = i / (UNITS / 2);
-    float2 y = make_float2(0, 0), m = moments_of(s.stream, b, p.eps);
+    float2 y = make_float2(0, 0), m = s.stream.moments[b];
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
       float2 part = *(const float2*)&s.partial[w][b][2 * pair];
@@ -172,4 +174,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) mlp(const __grid_consta
   MARK(14)
 }
 KERNEL(mlp)
-SHARED_BYTES(sizeof(Shared), CHUNKS)
+SHARED_BYTES

@@ -2,8 +2,10 @@
 //
 //     slots (contributions, B, D) fp32 ──► x (B, D) = their sum, in every block ──► LayerNorm ──► products
 //
-// A kernel leaves its contributions to the residual stream in slots, one a cluster, each value with a flag beside it, and
-// the next kernel adds them in order: nothing is summed by atomics, so every run, every rank and every batch has the same bits.
+// A kernel leaves its contributions to the residual stream in slots, one a cluster, and the next kernel adds them in
+// order: nothing is summed by atomics, so every run, every rank and every batch has the same bits. On one GPU the next
+// kernel waits for the end of this one. On several each slot is written on every GPU, with a flag beside each value, and
+// nobody waits for a kernel's end: the sum over the ranks is part of the sum over the slots.
 // A thread's place: warp of 8, and lane = 4 g + t as in a product of tensor cores (`chip.cuh`).
 //
 // Between two kernels a block is alone with its latencies: what can be loaded together is loaded together, and code is
@@ -13,10 +15,10 @@
 
 // D        hidden size, a multiple of 64            BATCH    rows of x, 1 to 8
 // SLOTS    contributions that make up x, at most    RANKS    GPUs; RANK: which of them this one is
-// CLUSTER  blocks                                   CHUNKS   of weights that a warp has under way at once
+// CLUSTER  blocks                                   ROOM     bytes of shared memory that a block may take
 // FLAGGED  whether a value in a slot has a flag beside it; if not, a kernel waits for the end of the one before it
 #define WARPS 8
-#define THREADS (32 * WARPS)
+#define THREADS (32 * WARPS)  // and a warp more, see `find_moments`
 #define STEPS (D / 32)         // a product's K in steps of 32: two of a tensor core's
 #define COLUMNS (D / CLUSTER)  // of x that a block sums, or of a result that it owns
 #define QUADS (COLUMNS / 4)
@@ -38,10 +40,10 @@ DEVICE float4 unpack4(uint2 v) {
 
 DEVICE float single(const u32* pairs, int i) { return i % 2 ? unpack(pairs[i / 2]).y : unpack(pairs[i / 2]).x; }
 
-// Cycles of this multiprocessor when a block's first thread came to each place, for who asks.
+// When a block's first thread came to each place, in nanoseconds, for who asks: `bench/phases.py`.
 #ifdef PROFILE
 extern "C" { __device__ long long marks[512][16]; }
-#define MARK(i) if (threadIdx.x == 0) marks[blockIdx.x][i] = cycles();
+#define MARK(i) if (threadIdx.x == 0) marks[blockIdx.x][i] = nanoseconds();
 #else
 #define MARK(i)
 #endif
@@ -50,7 +52,7 @@ extern "C" { __device__ long long marks[512][16]; }
 
 // Where x comes from: the sum of `count` slots, or, where `ids` is given, the embeddings of the newest tokens.
 struct Source {
-  const void* slots;     // (count, BATCH, D) pairs of fp32 and flag
+  const void* slots;     // (count, BATCH, D) fp32, each beside its flag where FLAGGED
   u32 count;             // up to SLOTS
   const long long* ids;  // (BATCH,)
   const uint2* wte;      // (V, D)
@@ -70,8 +72,7 @@ struct Turn {
 };
 DEVICE u32 flag_of(const Turn& turn) { return *turn.step * turn.kernels + turn.kernel; }
 
-// A contribution: 16 bytes are two values, each beside its flag. No kernel waits for the end of the one before it: a
-// value has come when its flag is this step's, whoever wrote it, on whichever GPU.
+// Two values, each beside its flag: they have come when the flags are this step's, whoever wrote them, on whichever GPU.
 DEVICE bool arrived(uint4 x, u32 flag) { return x.y == flag && x.w == flag; }
 
 // Whether to look again for what has not come; `tries` counts from 0.
@@ -91,9 +92,9 @@ DEVICE void store(const Sink& to, u32 flag, int slot, int b, int column, float y
     else ((float*)to.slots[r])[index] = y;
 }
 
-// The kernel before the one before this one has ended: until then there is nothing to look for, and looking costs
-// others the bandwidth of the L2 cache.
-DEVICE void wait_for_the_one_before(const Sink& to, const Turn& turn, u32 flag) {
+// Before x is looked for: without flags, the end of the kernel before; with them, the first word of the kernel before
+// that, since looking for what can't be there yet costs others the bandwidth of the L2 cache.
+DEVICE void wait_for_turn(const Sink& to, const Turn& turn, u32 flag) {
   if (FLAGGED && turn.kernel > 3 && threadIdx.x == 0) {
     const uint4* p = (const uint4*)((const uint2*)to.slots[RANK] + cluster_rank() * COLUMNS);
     u64 start;
@@ -115,16 +116,26 @@ constexpr int TOGETHER = EACH * PER <= 8 ? EACH : 8 / PER ? 8 / PER : 1;  // ite
 struct Stream {  // the residual stream in a block
   float x[BATCH * X_STRIDE];
   float4 parts[GROUPS][BATCH][QUADS];
-  float2 moments[BATCH][CLUSTER];  // (mean, sum of squares about it) of each block's columns
+  float2 moments[BATCH];  // mean, 1 / standard deviation
   Barrier x_ready, moments_ready;
 };
-constexpr u32 X_BYTES = BATCH * D * 4, MOMENTS_BYTES = BATCH * CLUSTER * 8;
 
 DEVICE float4 summed(const Stream& s, int b, int quad) {
   float4 sum = s.parts[0][b][quad];
 #pragma unroll
   for (int j = 1; j < GROUPS; j++) sum = add(sum, s.parts[j][b][quad]);
   return sum;
+}
+
+DEVICE void gather_embeddings(const Source& from, const long long* positions, Stream& s) {
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < BATCH * QUADS * CLUSTER; i += THREADS) {
+    int to = i % CLUSTER, quad = i / CLUSTER % QUADS, b = i / CLUSTER / QUADS, at = cluster_rank() * COLUMNS + 4 * quad;
+    float4 x = add(unpack4(from.wte[(from.ids[b] * D + at) / 4]), unpack4(from.wpe[(positions[b] * D + at) / 4]));
+    send(x, s.x + b * X_STRIDE + at, &s.x_ready, to);
+  }
+  wait(&s.x_ready);
 }
 
 // The n-th thing to sum of this thread: `slots` slots from `slot` on, of four columns of row b.
@@ -134,9 +145,10 @@ DEVICE Item item(int n) {
   return Item{int(group * PER), i < ITEMS ? int(group * PER + PER) : 0, int(b), int(quad)};
 }
 
-// x in every block of the cluster: each sums its columns and sends them to all, and their moments behind them.
+// x in every block of the cluster: each sums its columns and sends them to all.
 DEVICE void gather(const Source& from, const Turn& turn, u32 flag, const long long* positions, Stream& s) {
   int rank = cluster_rank();
+  if (from.ids) return gather_embeddings(from, positions, s);
 #pragma unroll 1
   for (int begin = 0; begin < EACH; begin += TOGETHER) {
     uint4 low[TOGETHER][PER], high[TOGETHER][PER];
@@ -172,10 +184,6 @@ DEVICE void gather(const Source& from, const Turn& turn, u32 flag, const long lo
       Item i = item(begin + k);
       if (!i.slots) continue;
       float4 sum = make_float4(0, 0, 0, 0);
-      if (from.ids && i.slot == 0) {
-        int column = rank * COLUMNS + 4 * i.quad;
-        sum = add(unpack4(from.wte[(from.ids[i.b] * D + column) / 4]), unpack4(from.wpe[(positions[i.b] * D + column) / 4]));
-      }
 #pragma unroll
       for (int j = 0; j < PER; j++)
         sum = add(sum, make_float4(__uint_as_float(low[k][j].x), __uint_as_float(low[k][j].z),
@@ -193,44 +201,46 @@ DEVICE void gather(const Source& from, const Turn& turn, u32 flag, const long lo
     for (int k = 0; k < CLUSTER / SENDERS; k++)
       send(sum, s.x + b * X_STRIDE + rank * COLUMNS + 4 * quad, &s.x_ready, to + k * SENDERS);
   }
-  if (warp() < BATCH) {  // while x is under way
-    int b = warp();
-    constexpr int OWN = (QUADS + 31) / 32;
+  wait(&s.x_ready);
+}
+
+// A block has one warp more, which only finds the moments of x's rows, while the others multiply.
+DEVICE void expect_x(Stream& s) {
+  expect(&s.x_ready, BATCH * D * 4);
+  expect(&s.moments_ready, BATCH * 8);
+}
+DEVICE void find_moments(Stream& s, float eps) {
+  cluster_wait();
+  if (!FLAGGED) wait_for_previous();
+  __syncthreads();  // as the others, before they gather,
+  __syncthreads();  // and while they do
+  wait(&s.x_ready);
+  constexpr int OWN = (D + 127) / 128;
+#pragma unroll 1
+  for (int b = 0; b < BATCH; b++) {
     float4 mine[OWN];
     float sum = 0, squares = 0;
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      mine[i] = lane() + 32 * i < QUADS ? summed(s, b, lane() + 32 * i) : make_float4(0, 0, 0, 0);
+      int k = 4 * (lane() + 32 * i);
+      mine[i] = k < D ? *(const float4*)(s.x + b * X_STRIDE + k) : make_float4(0, 0, 0, 0);
       sum += (mine[i].x + mine[i].y) + (mine[i].z + mine[i].w);
     }
 #pragma unroll
     for (int m = 16; m; m /= 2) sum += shuffle_xor(sum, m);
-    float mean = sum * (1.0f / COLUMNS);
+    float mean = sum * (1.0f / D);
 #pragma unroll
     for (int i = 0; i < OWN; i++)
-      if (lane() + 32 * i < QUADS) {
+      if (4 * (lane() + 32 * i) < D) {
         float4 d = make_float4(mine[i].x - mean, mine[i].y - mean, mine[i].z - mean, mine[i].w - mean);
         squares += (d.x * d.x + d.y * d.y) + (d.z * d.z + d.w * d.w);
       }
 #pragma unroll
     for (int m = 16; m; m /= 2) squares += shuffle_xor(squares, m);
-    if (lane() < CLUSTER) send(make_float2(mean, squares), &s.moments[b][rank], &s.moments_ready, lane());
+    if (lane() == 0)
+      send(make_float2(mean, inverse_sqrt(squares * (1.0f / D) + eps)), &s.moments[b], &s.moments_ready, cluster_rank());
   }
-  wait(&s.x_ready);
-}
-
-// Mean and 1 / standard deviation of row b, from its parts (Chan et al. 1979). Behind `wait(&moments_ready)`.
-DEVICE float2 moments_of(const Stream& s, int b, float eps) {
-  float mean = 0, squares = 0;
-#pragma unroll
-  for (int r = 0; r < CLUSTER; r++) mean += s.moments[b][r].x;
-  mean *= 1.0f / CLUSTER;
-#pragma unroll
-  for (int r = 0; r < CLUSTER; r++) {
-    float2 part = s.moments[b][r];
-    squares += part.y + COLUMNS * (part.x - mean) * (part.x - mean);
-  }
-  return make_float2(mean, inverse_sqrt(squares * (1.0f / D) + eps));
+  if (FLAGGED) wait_for_previous();
 }
 
 // --- products: y = W x, where x's rows are cut into two 16-bit halves, high + low, for 16 bits of mantissa
@@ -302,7 +312,7 @@ DEVICE int steps_of_warp() { return STEPS % WARPS ? (warp() + 1) * STEPS / WARPS
 
 // This warp's chunks in order, CHUNKS of TOTAL at a time. Each lane copies what it reads itself, so no thread waits for
 // another. `path.leaf(c, i)`: where this lane's 16 bytes of leaf i of chunk c are, or null.
-template <int TOTAL, class Path> struct Tape {
+template <int CHUNKS, int TOTAL, class Path> struct Tape {
   Path path;
   char* mine;  // this lane's part of the first chunk
   int taken;
@@ -327,8 +337,10 @@ template <int TOTAL, class Path> struct Tape {
     taken++;
   }
 };
-#define SHARED_BYTES(bytes, chunks) \
-  extern "C" __device__ u32 shared_bytes = ROUNDED(bytes) + (chunks) * WARPS * CHUNK * LEAF;
+constexpr int chunks_of(int total, int shared, int chunk_bytes = WARPS * CHUNK * LEAF) {
+  return ROOM - shared < 2 * chunk_bytes ? 2 : (ROOM - shared) / chunk_bytes < total ? (ROOM - shared) / chunk_bytes : total;
+}
+#define SHARED_BYTES extern "C" __device__ u32 shared_bytes = ROUNDED(sizeof(Shared)) + CHUNKS * WARPS * CHUNK * LEAF;
 
 // What is small: `bytes`, a multiple of 16, up to 16 a thread. Arrived behind `wait_but` and a barrier.
 DEVICE void copy_ahead(void* shared, const void* global, int bytes) {
