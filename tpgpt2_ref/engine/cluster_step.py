@@ -41,10 +41,10 @@ class ClusterSteps:
     def check(self) -> None:
         """Raise RankError if a rank was waited for in vain in a step that has ended."""
         if self.model.world.size > 1 and int(self.stream.failed):
-            raise RankError(f"rank {self.model.world.rank}: another rank sent nothing for {self.stream.patience:.0f} s; "
-                            "results since then are wrong")
+            raise RankError(f"rank {self.model.world.rank}: a rank sent nothing for {self.stream.patience:.0f} s; "
+                            "what came since then is wrong")
 
     def step(self, state: DecodeState, pdl: bool = True) -> Callable[[], None]:
-        """A decode step of up to 8 rows, greedy or at a temperature, as a call that a graph can hold."""
+        """A decode step of up to MOST_ROWS rows, greedy or at a temperature, as a call that a graph can hold."""
         step = ClusterStep(self.model, self.kv_caches, state, self.stream, self.load)
         return lambda: step(pdl)

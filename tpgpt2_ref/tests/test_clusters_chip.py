@@ -433,7 +433,7 @@ def test_nvcc_compiles_the_names(tmp_path):
     assert spills(SOURCE, {"HALF": True}, tmp_path) == [0] * 5
 
 
-SHAPES = {"gpt2, one row": dict(batch=1, ranks=1, rank=0), "half of gpt2, eight rows": dict(batch=8, ranks=2, rank=1)}
+SHAPES = {"gpt2, one row": dict(batch=1, ranks=1, rank=0), "half of gpt2, four rows": dict(batch=4, ranks=2, rank=1)}
 
 
 @nvcc

@@ -12,7 +12,7 @@ WARPS = 8  # of a block
 THREADS = 32 * WARPS + 32
 LEAF = 512  # bytes of a weight: 8 rows of 32 columns, which a warp reads at once
 CHUNK = 4  # leaves that it asks for together
-MOST_ROWS = 8  # of a batch: as many as one product of tensor cores takes, each as two halves
+MOST_ROWS = 4  # of a batch: with more, the kernels of a product each are faster
 SHARED = 227 * 1024  # bytes of shared memory that a multiprocessor of Hopper gives its blocks
 MULTIPROCESSORS = 128  # that clusters of 8 can fill, of the 132 of an H100 or H200
 
@@ -50,7 +50,7 @@ class Shape:
 
     @property
     def flagged(self) -> bool:
-        """Whether a value in a slot has a flag beside it, since other GPUs write it: no kernel's end here says it came."""
+        """Whether a value in a slot has a flag beside it: other GPUs write it, and no kernel's end says it came."""
         return self.ranks > 1
 
     @property
@@ -78,7 +78,8 @@ class Shape:
         slots = {"mlp": self.ranks * self.heads}.get(kernel, self.ranks * self.clusters)
         return {"D": self.hidden, "HEADS": self.heads, "INNER": self.inner, "ROWS": self.rows, "PAGE": self.page,
                 "BATCH": self.batch, "RANKS": self.ranks, "RANK": self.rank, "SLOTS": slots,
-                "ROOM": SHARED // 2 - 1024, "CLUSTER": self.blocks(kernel), "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
+                "ROOM": SHARED // 2 - 1024, "CLUSTER": self.blocks(kernel),
+                "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
 
 
 def misfit(model) -> str | None:

@@ -1,4 +1,4 @@
-"""The cluster kernels of one decode step with their parameters: all of it stays in place, so that a graph can hold it."""
+"""The cluster kernels of one decode step with their parameters, which stay where they are: a graph can hold them."""
 from __future__ import annotations
 
 import ctypes
@@ -43,7 +43,8 @@ class Stream:
     def __init__(self, buffer: torch.Tensor, addresses: list[int], patience: float = 30.0):
         self.buffer, self.addresses, self.patience = buffer, addresses, patience
         self.counts = torch.zeros(3, dtype=torch.int32, device=buffer.device)
-        self.step, self.ended, self.failed = self.counts  # steps so far; the head's blocks; 1 + a slot waited for in vain
+        # steps so far; blocks of the head that have ended; 1 + the slot that was waited for in vain, or 0
+        self.step, self.ended, self.failed = self.counts
         self.sums = {}
 
     @staticmethod
@@ -105,9 +106,10 @@ class ClusterStep:
         head, norm, state, shape = self.model.lm_head, self.model.ln_f, self.state, self.shape
         found = (POINTER * shape.ranks)(*(address + 2 * shape.set_bytes for address in self.stream.addresses))
         self._call("head", shape.ranks * shape.clusters, wte=head.weight, norm_weight=norm.weight, norm_bias=norm.bias,
-                   eps=norm.eps, positions=state.positions, seeds=state.seeds, temperature=state.sampling, keys=self.keys,
-                   ended=self.stream.ended, found=found, ids=state.ids, live=state.live, tokens=state.tokens,
-                   length=state.tokens.shape[1], first_token=head.start, vocabulary=head.vocab_size)
+                   eps=norm.eps, positions=state.positions, seeds=state.seeds, temperature=state.sampling,
+                   keys=self.keys, ended=self.stream.ended, found=found, ids=state.ids, live=state.live,
+                   tokens=state.tokens, length=state.tokens.shape[1], first_token=head.start,
+                   vocabulary=head.vocab_size)
 
     def _projection(self, linear):
         return {"c_proj": linear.weight, "c_proj_bias": linear.bias, "first": int(self.shape.rank == 0)}
@@ -118,8 +120,10 @@ class ClusterStep:
         number = len(self.calls) + (shape.ranks == 1)  # the embedding is number 0, where it is a kernel
         source = Source(self._set(stream.addresses[shape.rank], number + 1), count)
         if embed and shape.ranks == 1:
-            source = Source(None, 0, self.state.ids.data_ptr(), *(e.weight.data_ptr() for e in (self.model.wte, self.model.wpe)))
-        turn = Turn(stream.step.data_ptr(), number + 1, shape.kernels, stream.failed.data_ptr(), int(stream.patience * 1e9))
+            tables = self.state.ids, self.model.wte.weight, self.model.wpe.weight
+            source = Source(None, 0, *(t.data_ptr() for t in tables))
+        turn = Turn(stream.step.data_ptr(), number + 1, shape.kernels, stream.failed.data_ptr(),
+                    int(stream.patience * 1e9))
         sink = (POINTER * shape.ranks)(*(self._set(address, number) for address in stream.addresses))
         values |= {"from": source, "to": sink, "turn": turn}
         fields = [(field, TYPES.get(field, type(sink) if field in ("to", "found") else POINTER))
