@@ -14,8 +14,9 @@ from statistics import mean, median
 import torch
 
 from ..engine import Engine
-from ..engine.decode_graph import cannot_graph, rungs_of
+from ..engine.decode_graph import cannot_graph, graph_batch, rungs_of
 from ..engine.ladder import LADDER
+from ..kernels.clusters.shape import MOST_ROWS
 from .peer import decode_times, peer_model
 from .stopwatch import microseconds, spread
 
@@ -35,9 +36,11 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, new_tokens: int, w
         for length in prompt_lens:
             case = (name, dtype, world.size, batch, length)
             for rung in ladder:
-                if wanted is None or rung.name in wanted:
+                own = not rung.clusters or graph_batch(batch) <= MOST_ROWS  # more rows take the rung below
+                if own and (wanted is None or rung.name in wanted):
                     times = step_times(model, rung, batch, length, new_tokens)
-                    yield row("tpgpt2", rung.name, sum_name(model, batch), *case, times) | of_all, times
+                    sums = "slots" if rung.clusters and world.size > 1 else sum_name(model, batch)
+                    yield row("tpgpt2", rung.name, sums, *case, times) | of_all, times
             if peer is not None:
                 times = decode_times(peer, random_prompts(model.config.vocab_size, batch, length), new_tokens)
                 yield row("transformers", "generate", "none", *case, times) | of_all, times

@@ -33,6 +33,7 @@ GOOD = 0.15  # the error that a prediction should stay within
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 LOGITS = (None, "eager", "graph")  # rungs that gather all logits; the others gather each rank's best tokens
 KEY = 8  # bytes of a best token
+UNPRICED = ("halves", "+clusters")  # rungs whose sums are no calls: hidden, or part of what a kernel reads
 BY_PUSH = ("+sum", "+pdl")  # rungs at which push sums and normalizes in one, and gathers those; without it the library
 FROM_BATCH = (1, 4, 32)  # where a step's products become `gemv`, `skinny` and `wide` kernels; a test compares
 
@@ -108,8 +109,9 @@ def fit_forward(name: str, rows: list[dict], model: list[dict]) -> list[dict]:
     """
     groups = defaultdict(list)
     for row in rows:
-        other = name == "decode" and row["rung"] in BY_PUSH and row["sum"] not in ("none", "push")
-        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None and not other and row["rung"] != "halves":
+        other = row["rung"] in UNPRICED or \
+            name == "decode" and row["rung"] in BY_PUSH and row["sum"] not in ("none", "push")
+        if row["engine"] == "tpgpt2" and _config(row["model"]) is not None and not other:
             groups[row["rung"]].append(row)
     out = []
     for rung, found in sorted(groups.items()):

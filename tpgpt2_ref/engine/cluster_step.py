@@ -8,7 +8,7 @@ import torch
 from ..errors import RankError
 from ..kernels.clusters import nvrtc
 from ..kernels.clusters.shape import MOST_ROWS, Shape, misfit
-from ..kernels.clusters.step import ClusterStep, Stream
+from ..kernels.clusters.step import ClusterStep, Stream, kernel_names
 from ..kernels.state import DecodeState
 from ..parallel.all_reduce.symmetric import symmetric_buffer
 
@@ -21,6 +21,13 @@ def why_no_clusters(model) -> str | None:
     if world.size > 1 and not any(a.gathers for a in world.all_reduces):
         return "the cluster kernels write into every rank's memory, which these ranks can't"
     return None
+
+
+def compile_ahead(model, batch: int = 1) -> None:
+    """Have the kernels for that many rows compiled in the background, unless they are kept from an earlier run."""
+    shape = Shape.of(model, batch, model.impl.block_size)
+    for name in kernel_names(shape.ranks):
+        nvrtc.start(name, shape.defines(name))
 
 
 class ClusterSteps:

@@ -20,6 +20,7 @@ from ..parallel.collectives import gather_objects
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
 from .batch import block_table, send
+from .cluster_step import compile_ahead
 from .decode_graph import GraphDecoder, cannot_capture, cannot_graph, cannot_prefill, choose_rung
 from .graph import CapturedStep, GraphedPart
 from .ladder import Rung
@@ -54,6 +55,8 @@ class Engine:
         why_no_prefill = why or cannot_prefill(model)
         if capture is not CapturedStep:
             why = why_no_prefill = None
+        if self.rung.clusters and why is None:
+            compile_ahead(model)
         self.decoding, self.prefilling = GraphedPart("decoding", why), GraphedPart("prefilling", why_no_prefill)
         self.kv_caches: list[torch.Tensor] = []
         self.scheduler: Scheduler | None = None
@@ -70,8 +73,9 @@ class Engine:
     @property
     def decode_attention(self) -> str:
         """What attends in a decode step: a backend, or the fused steps' own kernel."""
-        fused = self.why_eager is None and "attention" in self.rung.fused and not self.rung.readable
-        return "kernels.decode_attention" if fused else self.model.impl.name
+        if self.why_eager is not None or "attention" not in self.rung.fused or self.rung.readable:
+            return self.model.impl.name
+        return "kernels.clusters" if self.decoder and self.decoder.clusters else "kernels.decode_attention"
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], max_new_tokens: int = 16,

@@ -122,7 +122,8 @@ def test_a_named_backend_decodes_in_a_graph_of_its_own():
     free = Engine(load_model("tiny", World.single("cuda"), dtype="float16"))
     name = free.model.impl.name
     named = Engine(load_model("tiny", World.single("cuda"), dtype="float16", backend=name))
-    assert (free.decode_attention, named.decode_attention) == ("kernels.decode_attention", name)
+    assert free.decode_attention in ("kernels.decode_attention", "kernels.clusters")
+    assert named.decode_attention == name
     assert named.rung.name == "graph" and same(free.generate(PROMPTS, 20), named.generate(PROMPTS, 20)) > SAME
     assert named.why_eager is None and named.decoder.steps
 

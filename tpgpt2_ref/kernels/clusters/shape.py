@@ -74,11 +74,17 @@ class Shape:
         return {"embed": 1, "attention": self.heads * BLOCKS, "mlp": self.clusters * BLOCKS,
                 "head": max(1, min(62, tiles // 4)) * 4}[kernel]
 
+    @property
+    def room(self) -> int:
+        """Bytes of shared memory for a block: two are to fit on a multiprocessor, often of two kernels. XL's, which are
+        more than all multiprocessors hold at once, were faster with less each."""
+        return SHARED // 2 - 1024 if self.hidden <= 1280 else 90000
+
     def defines(self, kernel: str) -> dict[str, int]:
         slots = {"mlp": self.ranks * self.heads}.get(kernel, self.ranks * self.clusters)
         return {"D": self.hidden, "HEADS": self.heads, "INNER": self.inner, "ROWS": self.rows, "PAGE": self.page,
                 "BATCH": self.batch, "RANKS": self.ranks, "RANK": self.rank, "SLOTS": slots,
-                "ROOM": SHARED // 2 - 1024, "CLUSTER": self.blocks(kernel),
+                "ROOM": self.room, "CLUSTER": self.blocks(kernel),
                 "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
 
 

@@ -32,6 +32,11 @@ FIELDS = {  # in the order of each source's `struct Params`; pointers, where TYP
 }
 
 
+def kernel_names(ranks: int) -> tuple[str, ...]:
+    """The kernels of a step. One rank looks its token up itself; several do it together."""
+    return ("attention", "mlp", "head") if ranks == 1 else tuple(FIELDS)
+
+
 class Stream:
     """What the cluster kernels of a model share: where the residual stream stands between them, and which step it is.
 

@@ -13,11 +13,11 @@ struct Params {
   u32 first_token;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) embed(const __grid_constant__ Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32) embed(const __grid_constant__ Params p) {
   let_next_start();
   wait_for_previous();
   u32 flag = flag_of(p.turn);
-  for (int i = threadIdx.x; i < BATCH * D / 2; i += THREADS) {
+  for (int i = threadIdx.x; i < BATCH * D / 2; i += THREADS + 32) {
     int b = i / (D / 2), pair = i % (D / 2);
     long long row = p.ids[b] - p.first_token;
     float2 x = make_float2(0, 0);

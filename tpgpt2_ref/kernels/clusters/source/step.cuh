@@ -107,7 +107,7 @@ DEVICE void wait_for_turn(const Sink& to, const Turn& turn, u32 flag) {
 // --- x
 
 // Summed in two stages, so that many threads load at once: GROUPS of them for each four columns, PER slots each.
-constexpr int PER = (SLOTS + THREADS / QUADS - 1) / (THREADS / QUADS);
+constexpr int MOST_GROUPS = QUADS < THREADS ? THREADS / QUADS : 1, PER = (SLOTS + MOST_GROUPS - 1) / MOST_GROUPS;
 constexpr int GROUPS = (SLOTS + PER - 1) / PER;
 constexpr int SENDERS = BATCH < CLUSTER ? CLUSTER / BATCH : 1;  // threads that share the blocks a value goes to
 constexpr int ITEMS = BATCH * QUADS * GROUPS, EACH = (ITEMS + THREADS - 1) / THREADS;
