@@ -172,6 +172,10 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) attention(const __
 #pragma unroll
   for (int j = 0; j < 6; j++)
     copy_ahead(&s.c_attn_sums[j / 3][j % 3 * MINE], p.c_attn_sums + j * WIDTH + head * HEAD + rank * MINE, MINE * 4);
+  int first = first_step(), steps = steps_of_warp();
+  Tape<CHUNKS, TOTAL, Path> tape(Path{p.c_attn + ((u64)(head * HEAD + rank * MINE + g()) * D + 8 * t()) * 2,
+                              p.c_proj + ((u64)(rank * COLUMNS + g()) * WIDTH + head * HEAD + 8 * t()) * 2, first, steps},
+                         memory + ROUNDED(sizeof(Shared)));
 #pragma unroll 2
   for (int b = 0; b < BATCH; b++) {
     int token = token_of(0, rank);
@@ -183,10 +187,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) attention(const __
       s.cached[b][0][threadIdx.x] = s.cached[b][1][threadIdx.x] = make_uint4(0, 0, 0, 0);
     }
   }
-  int first = first_step(), steps = steps_of_warp();
-  Tape<CHUNKS, TOTAL, Path> tape(Path{p.c_attn + ((u64)(head * HEAD + rank * MINE + g()) * D + 8 * t()) * 2,
-                              p.c_proj + ((u64)(rank * COLUMNS + g()) * WIDTH + head * HEAD + 8 * t()) * 2, first, steps},
-                         memory + ROUNDED(sizeof(Shared)));
+  commit();
   if (threadIdx.x < BATCH) {
     s.newest[threadIdx.x] = p.positions[threadIdx.x];
     s.newest_key[threadIdx.x] = key_at(p, threadIdx.x, p.positions[threadIdx.x], head, 0);
@@ -253,6 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 2) attention(const __
   MARK(9)
 
   // 3  attention
+  wait_but<0>();  // the cached keys and values were asked for last
 #pragma unroll 2
   for (int b = 0; b < BATCH; b++) attend(p, s, b, head, rank, s.newest[b]);
   MARK(10)
