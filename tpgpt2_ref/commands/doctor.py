@@ -26,6 +26,8 @@ def add_arguments(parser):
 def run(args, world) -> dict:
     import torch
 
+    from ..kernels.clusters.nvrtc import why_not
+
     cuda = torch.cuda.is_available()
     gpus = [{"index": i, "name": p.name, "capability": f"{p.major}.{p.minor}", "memory_gb": round(p.total_memory / 1e9)}
             for i, p in ((i, torch.cuda.get_device_properties(i)) for i in range(gpu_count() if cuda else 0))]
@@ -33,6 +35,7 @@ def run(args, world) -> dict:
             "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
             "gpus": gpus, "links": links(), "p2p": p2p(len(gpus)), "advice": advice(torch, len(gpus)),
             "backends": backends("cuda" if cuda else "cpu"),
+            "clusters": why_not(torch.device("cuda" if cuda else "cpu")),
             "sums": explain(len(gpus), TOKEN_BYTES) if len(gpus) > 1 else {},
             "two_ranks": {device: two_ranks(device) for device in (["cpu", "cuda"] if len(gpus) > 1 else ["cpu"])}}
 
@@ -50,6 +53,8 @@ def show(result: dict) -> str:
     lines += ["", "attention backends (GPT-2: head size 64, pages of 16):"]
     lines += [f"  {'yes' if row['runs'] else 'no ':<3}  {name:<15} {row['why']}"
               for name, row in result["backends"].items()]
+    why = result["clusters"]
+    lines += ["", f"decode steps of two kernels a layer: {'no, ' + why if why else 'yes'}"]
     lines += ["", "sums, by preference, where ranks reach each other's memory:"] * bool(result["sums"])
     lines += [f"  {name:<9} {why}" for name, why in result["sums"].items()]
     lines += ["", *(f"two ranks, {device}: {row['why']}" for device, row in result["two_ranks"].items())]

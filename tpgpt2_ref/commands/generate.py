@@ -65,6 +65,7 @@ def run(args, world) -> dict:
         "backend": model.impl.name, "decode_attention": engine.decode_attention, "why": model.choice.why,
         "device": str(world.device), "dtype": dtype(args),
         "world": world.backend, "collectives": engine.first_forward, "eager_because": engine.why_eager,
+        "no_clusters_because": engine.why_no_clusters,
         "timings": {"load_s": loaded - start, "prefill_s": sum(engine.seconds["prefill"]),
                     "decode_s": sum(steps), "decode_steps": len(steps),
                     "decode_step_ms_median": median(steps) * 1e3 if steps else None},

@@ -15,12 +15,13 @@ import torch
 from ..attention.metadata import decode_metadata, prefill_metadata
 from ..errors import UserError
 from ..kernels import plain
+from ..kernels.clusters.shape import MOST_ROWS
 from ..noise import seed_of
 from ..parallel.collectives import gather_objects
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
 from .batch import block_table, send
-from .cluster_step import compile_ahead
+from .cluster_step import compile_ahead, why_no_clusters
 from .decode_graph import GraphDecoder, cannot_capture, cannot_graph, cannot_prefill, choose_rung
 from .graph import CapturedStep, GraphedPart
 from .ladder import Rung
@@ -69,6 +70,15 @@ class Engine:
     def why_eager(self) -> str | None:
         """Why decode steps are no CUDA graphs, or None if they are."""
         return self.decoding.why_not
+
+    @property
+    def why_no_clusters(self) -> str | None:
+        """Why no decode step so far was one of cluster kernels, or None if one was."""
+        if self.decoder and self.decoder.clusters:
+            return None
+        if self.why_eager or not self.rung.clusters:
+            return self.why_eager or why_no_clusters(self.model) or f"the rung is {self.rung.name}"
+        return f"they take up to {MOST_ROWS} rows, without top-k and top-p"
 
     @property
     def decode_attention(self) -> str:
