@@ -30,7 +30,7 @@ def decode_by_tp() -> None:
     figure, axes = plt.subplots(1, len(BATCHES), figsize=(9, 3.5), sharey=True)
     for ax, batch in zip(axes, BATCHES):
         for tp, colour, shift in ((1, rows.BY_GPUS[1], -0.27), (2, rows.BY_GPUS[2], 0), (4, rows.BY_GPUS[4], 0.27)):
-            us = [rows.step_us(model, tp, batch)[0] for model in rows.MODELS]
+            us = [rows.best_step_us(model, tp, batch)[0] for model in rows.MODELS]
             places = [i + shift for i, t in enumerate(us) if t]
             ax.bar(places, [t for t in us if t], 0.27, color=colour, label=f"{tp} GPU{'s' * (tp > 1)}",
                    hatch={4: "///"}.get(tp), edgecolor=COLOURS["ground"][0], linewidth=0)
@@ -38,8 +38,8 @@ def decode_by_tp() -> None:
                title=f"batch {batch}")
     axes[0].set_ylabel("µs a decode step")
     axes[0].legend(loc="upper left")
-    one, two, four = (rows.step_us("gpt2-xl", tp, 1)[0] for tp in (1, 2, 4))
-    small, split = (rows.step_us("gpt2", tp, 1)[0] for tp in (1, 2))
+    one, two, four = (rows.best_step_us("gpt2-xl", tp, 1)[0] for tp in (1, 2, 4))
+    small, split = (rows.best_step_us("gpt2", tp, 1)[0] for tp in (1, 2))
     figure.suptitle(f"XL at batch 1: {one:,.0f}, {two:,.0f}, {four:,.0f} µs on one, two, four GPUs. Small: "
          f"{small:.0f}, then "
                     f"{split:.0f}", x=0.02, ha="left", fontsize=11)
@@ -50,7 +50,7 @@ def decode_by_tp() -> None:
          "on two.")
     rows.note(rows.recorded_on(*(rows.run("decode", n) for n in (1, 2, 4))) + " bf16, 128 to 256 tokens of "
          "context, sums by "
-              "push. A missing bar was not measured.")
+              "push, the last rung that was recorded. A missing bar was not measured.")
 
 
 def decode_floor() -> None:
@@ -58,7 +58,7 @@ def decode_floor() -> None:
     copy, lines = copy_gb_per_s(), []
     for batch in BATCHES:
         nbytes = step_bytes("gpt2", batch, 192)
-        floor, took = nbytes / copy / 1e3, rows.step_us("gpt2", 1, batch)[0]
+        floor, took = nbytes / copy / 1e3, rows.best_step_us("gpt2", 1, batch)[0]
         lines.append([batch, f"{nbytes / 1e6:,.0f} MB", f"{floor:.1f} µs", f"{took:.0f} µs", f"{floor / took:.0%}"])
     rows.table(["batch", "read in a step", "floor", "recorded", "of the floor's speed"], lines,
                f"GPT-2 small, bf16, 192 tokens in the cache; a large copy moves {copy:,.0f} GB/s. "
@@ -96,7 +96,8 @@ def ladder(tp: int = 1) -> None:
         f"batch {b}: eager {e:,.0f} microseconds, last rung {t:,.0f}" for b, (t, e) in best.items()) + ".")
     far = ", ".join(f"{best[b][0] / floor:.1f} at batch {b}" for b, floor in floors.items())
     rows.note(rows.recorded_on(run) + f" GPT-2 small, bf16, TP={tp}."
-              + (f" The last rung takes so many times the floor: {far}." if far else ""))
+              + (f" The last rung takes so many times the floor: {far}." if far else "")
+              + ("" if rows.only(run.rows, tp=tp, rung="+clusters") else " No run of +clusters is recorded yet."))
 
 
 def break_even() -> None:

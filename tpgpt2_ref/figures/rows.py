@@ -59,6 +59,15 @@ def step_us(model: str, tp: int, batch: int, prompt_len: int = 128, how: str = "
     return None, None
 
 
+def best_step_us(model: str, tp: int, batch: int, prompt_len: int = 128):
+    """(microseconds, run, rung) of a recorded decode step on the last rung that stands there, or three times None."""
+    for rung in ("+clusters", "+pdl"):
+        us, place = step_us(model, tp, batch, prompt_len, rung=rung)
+        if us:
+            return us, place, rung
+    return None, None, None
+
+
 def prefill_us(model: str, tp: int, batch: int, prompt_len: int, rung: str = "fused"):
     """(wall microseconds, run) of a recorded prefill by the algorithm that was chosen, or (None, None)."""
     for gpus in {1: (2, 1), 2: (2,), 4: (4,)}[tp]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import hidden, matrices, messages, svg
+from . import clusters, hidden, matrices, messages, svg
 
 BOOK = Path(__file__).parents[2] / "book"
 # page: (its number or name, its question)
@@ -13,6 +13,7 @@ PAGES = {
     "collectives": ("Diagram 3", "What must be said?"), "timeline": ("Diagram 4", "Where does the time go?"),
     "decision_matrix": ("Diagram 5", "What can each kernel do?"), "links": ("Diagram 6", "What is a link worth?"),
     "cost_analysis": ("The cost table", "Does a second GPU pay?"), "decode": ("Decode", "What is a token made of?"),
+    "clusters": ("Clusters", "Must a token wait so often?"),
     "push": ("Push", "How does one beat NCCL?"), "hangs": ("Hangs", "Why did it hang?"),
     "sabotage": ("Sabotage lab", "What is wrong with it?"), "ledger": ("Ledger", "Which claims hold?"),
 }
@@ -20,7 +21,7 @@ RUNGS = (  # what the page gains on a machine that has it
     ("Two GPUs", "live: NCCL ranks, links, a second GPU's worth",
      ("collectives", "timeline", "links", "cost_analysis", "push")),
     ("One GPU", "live: the kernels of attention and of a decode step",
-     ("backend_selection", "decision_matrix", "decode")),
+     ("backend_selection", "decision_matrix", "decode", "clusters")),
     ("A laptop", "live: ranks on the CPU; recorded: all that GPUs did",
      ("quickstart", "why_split", "qkv_split", "hangs", "sabotage", "ledger")),
 )
@@ -86,6 +87,17 @@ PICTURES = {
         "Two charts of one rank. In one piece one lane alternates: attention, sum, MLP, sum. In two halves "
         "lanes A and B alternate in the same way, shifted: while A's sum runs, B computes, and while B's sum "
         "runs, A does. The second chart ends earlier."), hidden.hidden_sums),
+    "cluster-phases": ("Two kernels a layer, a cluster of each: four steps, handed over in shared memory", (
+        "Two charts of eight blocks. Attention, a cluster a head: each block adds up an eighth of x and sends it to all; "
+        "finds 8 of 64 of q, k and v and sends them to all; attends to every eighth group of tokens and sends its part "
+        "to all; finds an eighth of c_proj's outputs for the head's slot. MLP: an eighth of x to all; 32 hidden units, "
+        "nothing sent; all outputs of these units, each eighth sent to its owner; the owner adds eight parts for the "
+        "cluster's slot."), clusters.cluster_phases),
+    "cluster-slots": ("Between two kernels x stands in slots, and whoever needs it adds them in order", (
+        "One layer of GPT-2 small. On one GPU twelve clusters of attention write twelve slots, which each of the "
+        "MLP's twelve clusters adds; these write twelve slots for the next layer. On two GPUs each rank has six "
+        "clusters, and writes its six slots into both GPUs' memory; each GPU adds all twelve."),
+        clusters.cluster_slots),
     "allreduce-floor-slope": ("A sum has a floor, and then a slope", (
         "Time of an all-reduce over its bytes, both logarithmic, for NCCL and for push on two H200. Both are flat up "
         "to tens of kilobytes, push far below NCCL; for megabytes the time grows with the bytes."),
@@ -96,5 +108,5 @@ PICTURES = {
         messages.roofline_idea),
     "book-map": ("The book, and what is live on your machine", (
         "Three rungs. With a laptop: quickstart, why split, Diagram 2, hangs, sabotage lab, ledger. With one GPU also "
-        "Diagrams 1 and 5 and decode. With two also Diagrams 3, 4 and 6, the cost table and push."), book_map),
+        "Diagrams 1 and 5, decode and clusters. With two also Diagrams 3, 4 and 6, the cost table and push."), book_map),
 }
