@@ -54,8 +54,8 @@ def test_every_page_of_the_contents_is_there_and_every_page_is_in_the_contents()
 def test_every_folder_of_the_package_has_a_code_page():
     rooms = {room for page in (BOOK / "code").glob("*.md")
              for room in re.findall(r"^```\{code-room\} (\S+)", page.read_text(), re.M)}
-    folders = {str(p.parent.relative_to(ROOT / "tpgpt2_ref")) for p in (ROOT / "tpgpt2_ref").rglob("*.py")
-               if p.read_text().strip() and "tests" not in p.parts}
+    folders = {str(p.parent.relative_to(ROOT / "tpgpt2_ref")) for kind in ("*.py", "*.cu")
+               for p in (ROOT / "tpgpt2_ref").rglob(kind) if p.read_text().strip() and "tests" not in p.parts}
     assert folders == rooms
 
 

@@ -1,6 +1,6 @@
 """Two directives that put the package on the book's pages, read from its files without importing it.
 
-    ```{code-room} parallel        every Python file of a folder, in full, each under a heading
+    ```{code-room} parallel        every source file of a folder, in full, each under a heading
     :first: world collectives      the files to begin with
     ```
 
@@ -18,6 +18,7 @@ from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tpgpt2_ref"
+LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".h": "cuda"}
 
 
 class CodeRoom(SphinxDirective):
@@ -27,14 +28,14 @@ class CodeRoom(SphinxDirective):
     def run(self):
         folder = PACKAGE / self.arguments[0]
         first = self.options.get("first", "").split()
-        rest = sorted({f.stem for f in folder.glob("*.py")} - set(first))
-        files = [folder / f"{stem}.py" for stem in first + rest]
-        return [self.section(file) for file in files if file.read_text().strip()]
+        files = {f.stem: f for f in sorted(folder.iterdir()) if f.suffix in LANGUAGES}
+        order = [*first, *(stem for stem in files if stem not in first)]
+        return [self.section(files[stem]) for stem in order if files[stem].read_text().strip()]
 
     def section(self, file):
         name, text = str(file.relative_to(PACKAGE)), file.read_text()
         self.env.note_dependency(str(file))
-        code = nodes.literal_block(text, text, language="python")
+        code = nodes.literal_block(text, text, language=LANGUAGES[file.suffix])
         section = nodes.section("", nodes.title(name, name), code, ids=[nodes.make_id(name)], names=[name])
         self.state.document.note_explicit_target(section)
         return section

@@ -22,6 +22,7 @@ from sphinx.util.docutils import SphinxDirective
 
 PACKAGE = Path(__file__).resolve().parents[2] / "tpgpt2_ref"
 HREF = re.compile(r' (?:xlink:)?href="(?!https?:|data:|#)([^"#]+\.(?:py|md|ipynb))(#[^"]*)?"(?: target="_blank")?')
+SOURCES = (".py", ".cu", ".cuh", ".h")
 logger = logging.getLogger(__name__)
 
 
@@ -38,7 +39,7 @@ def ours():
 def in_package(target: str) -> str:
     """`../tpgpt2_ref/parallel/linear.py` -> `parallel/linear.py`; "" for any other target."""
     _, found, path = target.partition("tpgpt2_ref/")
-    return path if found and path.endswith(".py") and (PACKAGE / path).is_file() else ""
+    return path if found and path.endswith(SOURCES) and (PACKAGE / path).is_file() else ""
 
 
 class FileLinks(SphinxTransform):

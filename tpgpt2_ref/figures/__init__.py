@@ -23,9 +23,10 @@ from .links import by_link, one_way, two_hosts, utilization
 from .timeline import late_rank, timeline_layer, timeline_table
 
 __all__ = ["all_reduce_by_size", "answers", "break_even", "by_link", "cluster_gain", "cluster_lanes",
-           "communication_share", "decode_by_tp",
-           "decode_floor", "error_budget", "faults", "fit_and_held_out", "hidden_gain", "hidden_lanes", "hidden_tried",
-           "lab_cudnn", "lab_fit_halves", "lab_predictions", "lab_shares", "lab_step_fits", "lab_tiles", "lab_tried",
-           "ladder", "late_rank", "layer_kernels", "least_us", "one_way", "per_element", "predicted_against_recorded", "prefill",
-           "push_against_nccl", "second_gpu", "second_gpu_table", "step_waits", "support_matrix", "timeline_layer",
-           "timeline_table", "two_hosts", "two_shots", "utilization"]
+           "communication_share", "decode_by_tp", "decode_floor", "error_budget", "faults",
+           "fit_and_held_out", "hidden_gain", "hidden_lanes", "hidden_tried", "lab_cudnn",
+           "lab_fit_halves", "lab_predictions", "lab_shares", "lab_step_fits", "lab_tiles", "lab_tried",
+           "ladder", "late_rank", "layer_kernels", "least_us", "one_way", "per_element",
+           "predicted_against_recorded", "prefill", "push_against_nccl", "second_gpu", "second_gpu_table",
+           "step_waits", "support_matrix", "timeline_layer", "timeline_table", "two_hosts", "two_shots",
+           "utilization"]

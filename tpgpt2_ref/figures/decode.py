@@ -75,7 +75,7 @@ def ladder(tp: int = 1) -> None:
     best, floors = {}, {}
     for ax, batch in zip(axes, BATCHES):
         mine = [r for r in run.rows if (r["tp"], r["model"], r["prompt_len"], r["batch"]) == (tp, "gpt2", 128, batch)
-                and r["rung"] in order and (tp == 1 or r["sum"] == "push")]
+                and r["rung"] in order and (tp == 1 or r["sum"] in ("push", "slots"))]
         mine.sort(key=lambda r: order.index(r["rung"]))
         names = [r["rung"] if r["engine"] == "tpgpt2" else r["engine"] for r in mine]
         values = [r["us_per_step_median"] for r in mine]

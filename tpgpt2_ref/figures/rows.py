@@ -53,7 +53,7 @@ def step_us(model: str, tp: int, batch: int, prompt_len: int = 128, how: str = "
     for gpus in places:
         place = run("decode", gpus)
         found = only(place.rows, engine="tpgpt2", model=model, tp=tp, batch=batch, prompt_len=prompt_len, rung=rung,
-                     sum="none" if tp == 1 else how)
+                     sum="none" if tp == 1 else "slots" if rung == "+clusters" else how)
         if found:
             return found[0]["us_per_step_median"], place
     return None, None
