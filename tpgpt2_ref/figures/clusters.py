@@ -41,7 +41,7 @@ def layer_kernels() -> None:
 
 
 def step_waits() -> None:
-    """A step by the number of its kernels: five a layer as recorded, two a layer if a wait cost the same, and recorded."""
+    """A step by the number of its kernels: five a layer; two a layer, if a wait cost the same, and as recorded."""
     lines, places = [], []
     for model in rows.MODELS:
         layers = FAMILY[model].n_layer
@@ -71,7 +71,7 @@ def cluster_gain() -> None:
                     found.setdefault(tp, {}).setdefault(model, {})[batch] = after / before
                     places.append(place)
     if not found:
-        return rows.note("No run of the rung +clusters is recorded yet: here its steps will stand beside those of +pdl.")
+        return rows.note("No run of the rung +clusters is recorded yet. Here its steps will stand beside +pdl's.")
     figure, axes = plt.subplots(1, len(found), figsize=(9, 3.4), sharey=True, squeeze=False)
     for ax, (tp, models) in zip(axes[0], found.items()):
         for (model, by), mark, dash in zip(models.items(), "osD^", ("-", "--", ":", "-.")):
@@ -90,8 +90,8 @@ def cluster_gain() -> None:
             f"slower in {worse} of {len(ratios)}")
     figure.suptitle(said, x=0.02, ha="left", fontsize=11)
     show(figure, f"Time of a step of two kernels a layer over one of five, by batch, a line a model. {said}.")
-    rows.note(rows.recorded_on(*places) + " bf16, prompt 128. Below the line two kernels a layer are faster; above 4 rows "
-              "the rung takes the other kernels.")
+    rows.note(rows.recorded_on(*places) + " bf16, prompt 128. Below the line two kernels a layer are faster. "
+              "For more than 4 rows the rung takes the other kernels.")
 
 
 def cluster_lanes() -> None:
@@ -101,8 +101,7 @@ def cluster_lanes() -> None:
     try:
         run = rows.run("phases", 1)
     except UserError:
-        return rows.note("No run with a clock in the kernels is recorded yet: here it will stand where their microseconds "
-                         "go.")
+        return rows.note("No run with a clock in the kernels is recorded yet. Here it will stand where their time goes.")
     lanes = {name: rows.only(run.rows, kernel=name) for name in ("attention", "mlp")}
     lanes = {name: mine for name, mine in lanes.items() if mine}
     figure, axes = plt.subplots(len(lanes), 1, figsize=(9, 1.2 + 1.7 * len(lanes)), sharex=True, squeeze=False)
@@ -112,7 +111,7 @@ def cluster_lanes() -> None:
         for before, r in zip(mine, mine[1:]):
             start, end = before["median_ns"] / 1e3, r["median_ns"] / 1e3
             ax.broken_barh([(start, end - start)], (-.4, .8), color=colour(r["place"]), edgecolor="white")
-        for i, r in enumerate(mine[1:]):
+        for r in mine[1:]:
             ax.plot([r["min_ns"] / 1e3, r["max_ns"] / 1e3], [.55, .55], color=GREY, linewidth=1)
         gaps = [(r["median_ns"] - before["median_ns"], r["place"]) for before, r in zip(mine, mine[1:])]
         longest, place = max(gaps)

@@ -1,4 +1,4 @@
-"""Cluster kernels of a decode step: who holds what in a cluster and who waits for whom; the slots between two kernels."""
+"""Cluster kernels of a decode step: who holds what, and who waits for whom; the slots between two kernels."""
 from __future__ import annotations
 
 from . import svg
@@ -37,8 +37,8 @@ def cluster_phases(wide: bool) -> tuple[float, str]:
     high = _cluster(2, 0, panel, "Attention: a cluster a head", ATTENTION, parts)
     second = (panel + 18, 0) if wide else (2, high + 14)
     y = second[1] + _cluster(*second, panel, "MLP: a cluster for 256 hidden units", MLP, parts)
-    more, said = caption(w, max(y, high) + 4, "A column is a block, a bar a vector: filled is what the block has made of "
-                                              "it, pale a part of a sum. Magenta: stores into other blocks' shared "
+    more, said = caption(w, max(y, high) + 4, "A column is a block, a bar a vector: filled is what the block has made "
+                                              "of it, pale a part of a sum. Magenta: stores into other blocks' shared "
                                               "memory. Each block waits there until all bytes have come; no kernel "
                                               "ends.")
     return max(y, high) + 4 + more, "".join([*parts, said])

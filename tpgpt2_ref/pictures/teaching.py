@@ -88,8 +88,8 @@ PICTURES = {
         "lanes A and B alternate in the same way, shifted: while A's sum runs, B computes, and while B's sum "
         "runs, A does. The second chart ends earlier."), hidden.hidden_sums),
     "cluster-phases": ("Two kernels a layer, a cluster of each: four steps, handed over in shared memory", (
-        "Two charts of eight blocks. Attention, a cluster a head: each block adds up an eighth of x and sends it to all; "
-        "finds 8 of 64 of q, k and v and sends them to all; attends to every eighth group of tokens and sends its part "
+        "Two charts of eight blocks. Attention, a cluster a head: each block adds up an eighth of x and sends it to "
+        "all; finds 8 of 64 of q, k and v and sends them to all; attends to every eighth group of tokens and sends its part "
         "to all; finds an eighth of c_proj's outputs for the head's slot. MLP: an eighth of x to all; 32 hidden units, "
         "nothing sent; all outputs of these units, each eighth sent to its owner; the owner adds eight parts for the "
         "cluster's slot."), clusters.cluster_phases),
@@ -108,5 +108,6 @@ PICTURES = {
         messages.roofline_idea),
     "book-map": ("The book, and what is live on your machine", (
         "Three rungs. With a laptop: quickstart, why split, Diagram 2, hangs, sabotage lab, ledger. With one GPU also "
-        "Diagrams 1 and 5, decode and clusters. With two also Diagrams 3, 4 and 6, the cost table and push."), book_map),
+        "Diagrams 1 and 5, decode and clusters. With two also Diagrams 3, 4 and 6, the cost table and push."),
+        book_map),
 }

@@ -46,7 +46,8 @@ def test_a_step_has_as_many_kernels_as_the_page_says():
 def test_the_watched_kernel_is_its_twin_and_its_planted_race_is_found():
     small = tiny("bfloat16")
     slots = torch.randn(2, 1, 128, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(Watched(small).run(slots, 3), plain.mlp(slots.sum(0), small.model.h[0]), rtol=0, atol=1e-5)
+    twin = plain.mlp(slots.sum(0), small.model.h[0])
+    torch.testing.assert_close(Watched(small).run(slots, seed=3), twin, rtol=0, atol=1e-5)
     assert "which has ended" in Watched(small, without="wait(&s.sums_ready);").first_fault(slots, 4)
 
 
@@ -80,7 +81,8 @@ def nothing(name, gpus):
 def test_figures_draw_what_is_recorded(shown, monkeypatch):
     step = {"engine": "tpgpt2", "model": "gpt2", "tp": 1, "sum": "none", "batch": 1, "prompt_len": 128}
     recorded = {
-        "decode": [{**step, "rung": rung, "us_per_step_median": us} for rung, us in (("+pdl", 200.0), ("+clusters", 150.0))],
+        "decode": [{**step, "rung": rung, "us_per_step_median": us}
+                   for rung, us in (("+pdl", 200.0), ("+clusters", 150.0))],
         "phases": [{"kernel": kernel, "place": place, "min_ns": ns / 2, "median_ns": ns, "max_ns": 2 * ns}
                    for kernel in ("attention", "mlp") for place, ns in (("start", 0), ("x", 900), ("end", 4000))]}
     monkeypatch.setattr(rows, "run", lambda name, gpus: results.Run(name, MACHINE, recorded[name], "2026-01-01"))
