@@ -101,7 +101,7 @@ def cluster_lanes() -> None:
     try:
         run = rows.run("phases", 1)
     except UserError:
-        return rows.note("No run with a clock in the kernels is recorded yet. Here it will stand where their time goes.")
+        return rows.note("No run with a clock in the kernels is recorded yet. Here their time will stand.")
     lanes = {name: rows.only(run.rows, kernel=name) for name in ("attention", "mlp")}
     lanes = {name: mine for name, mine in lanes.items() if mine}
     figure, axes = plt.subplots(len(lanes), 1, figsize=(9, 1.2 + 1.7 * len(lanes)), sharex=True, squeeze=False)
