@@ -90,9 +90,9 @@ PICTURES = {
     "cluster-phases": ("Two kernels a layer, a cluster of each: four steps, handed over in shared memory", (
         "Two charts of eight blocks. Attention, a cluster a head: each block adds up an eighth of x and sends it to "
         "all; finds 8 of 64 of q, k and v and sends them to all; attends to every eighth group of tokens and sends its "
-        "part to all; finds an eighth of c_proj's outputs for the head's slot. MLP: an eighth of x to all; 32 hidden units, "
-        "nothing sent; all outputs of these units, each eighth sent to its owner; the owner adds eight parts for the "
-        "cluster's slot."), clusters.cluster_phases),
+        "part to all; finds an eighth of c_proj's outputs for the head's slot. MLP: an eighth of x to all; 32 hidden "
+        "units, nothing sent; all outputs of these units, each eighth sent to its owner; the owner adds eight parts "
+        "for the cluster's slot."), clusters.cluster_phases),
     "cluster-slots": ("Between two kernels x stands in slots, and whoever needs it adds them in order", (
         "One layer of GPT-2 small. On one GPU twelve clusters of attention write twelve slots, which each of the "
         "MLP's twelve clusters adds; these write twelve slots for the next layer. On two GPUs each rank has six "
