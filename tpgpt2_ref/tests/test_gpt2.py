@@ -63,7 +63,7 @@ def shapes_on(world, folders, prompts, n):
     return [both(world, folder, prompts, n) for folder in folders]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])  # and 8: test_eight_ranks.py
 def test_equals_hugging_face_at_every_tp(checkpoint, size):
     made = [(shape, *checkpoint(**shape)) for shape in (TINY, ODD)]
     new = 12 if size < 4 else 4  # many ranks on few cores wait for each other at every collective
