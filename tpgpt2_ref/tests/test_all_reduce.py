@@ -1,7 +1,9 @@
-"""The all-reduce algorithms: values, equal bits on every rank, CUDA graphs, races, silent peers, bytes that cross.
+"""The all-reduce algorithms: what each says of itself, values, equal bits on every rank, CUDA graphs, silent peers,
+bytes that cross.
 
-`push` is tested three times: its protocol as a state machine (no GPU), its kernels with all ranks as streams of one
-process (one GPU, `test_push.py`), and among processes, on a GPU for each or all on one (slow, by time slices).
+`push` is tested four times: its protocol as a state machine (`test_push_model.py`), its kernels as compiled, on a CPU
+(`test_push_ptx.py`), with all ranks as streams of one process on one GPU (`test_push.py`), and here, among processes,
+on a GPU for each or all on one (slow, by time slices).
 """
 from __future__ import annotations
 
@@ -13,13 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tpgpt2_ref.bench.stopwatch import captured, microseconds
 from tpgpt2_ref.errors import RankError, UserError
-from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, AllReduce, all_reduces, explain, limit, push
-from tpgpt2_ref.parallel.all_reduce.push_model import search, walk
+from tpgpt2_ref.parallel.all_reduce import ALGORITHMS, LIMITS, RECKONED, AllReduce, all_reduces, explain, limit, push
 from tpgpt2_ref.parallel.all_reduce.symmetric import aligned
 from tpgpt2_ref.parallel.collectives import barrier
 from tpgpt2_ref.parallel.fake import fake_world
@@ -29,38 +28,6 @@ from tpgpt2_ref.tests.conftest import on_ranks
 DTYPES = ("float16", "bfloat16", "float32")
 EPS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}  # half a unit in the last place, relative
 TOKEN = 768  # GPT-2's width
-
-
-# ---- the protocol, without a GPU ----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("setting", [dict(words=2, calls=3), dict(words=1, calls=6), dict(ranks=3, words=1, calls=2),
-                                     dict(slots=3, empty="next", words=2, calls=3),
-                                     dict(sums=1, words=1, calls=5)], ids=str)
-def test_no_order_of_events_loses_or_mixes_data(setting):
-    verdict = search(**setting)
-    assert verdict.fault is None
-    assert verdict.states > 100
-
-
-@pytest.mark.parametrize("setting", [
-    dict(slots=1),
-    dict(slots=2, empty="next", words=1, calls=4),  # that is what a third slot is for
-    dict(slots=2, boundary=False, words=1, calls=4),  # that is what a kernel's end is for
-    dict(slots=1, sums=2, words=1, calls=3),  # two shots: the parts need two slots, the sums one
-    dict(slots=2, sums=2, boundary=False, words=1, calls=4),
-], ids=str)
-def test_the_search_finds_what_is_wrong_with_less(setting):
-    verdict = search(**setting)
-    assert "overwrites a word of call 0 that is still needed" in verdict.fault
-    assert len(verdict.path) > 3  # and says how it came to it
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32), ranks=st.integers(2, 4), words=st.integers(1, 2), sums=st.integers(0, 1))
-def test_orders_drawn_at_random_among_more_ranks(seed, ranks, words, sums):
-    assert walk(seed, ranks=ranks, words=words, calls=4, sums=sums).fault is None
-    faults = [walk(seed + i, ranks=ranks, words=words, calls=4, slots=1, sums=sums).fault for i in range(5)]
-    assert any("overwrites a word" in fault for fault in faults if fault)  # such draws do find what is wrong
 
 
 # ---- what each algorithm says of itself ----
@@ -76,7 +43,17 @@ def test_every_way_is_one_line():
     assert limit("c10d", 2) == float("inf")
 
 
-@pytest.mark.parametrize("size", [2, 4])
+def test_limits_that_nobody_measured_are_said_to_be_reckoned():
+    sizes = sorted(LIMITS["push"])
+    recorded = [n for n in sizes if (results.BOOK_RESULTS / f"{n}x-nvidia-h200" / "collectives.json").is_file()]
+    assert all(sorted(of) == sizes for of in LIMITS.values()) and sorted([*recorded, *RECKONED]) == sizes
+    for size in (*range(2, 9), 9):
+        said = [word for name, word in explain(size, 1536).items() if "up to" in word]
+        assert all(word.endswith("reckoned, not measured") == (4 < size <= 8) for word in said)
+        assert len(said) == (len(LIMITS) if size <= 8 else 0)
+
+
+@pytest.mark.parametrize("size", [n for n in LIMITS["push"] if n not in RECKONED])
 def test_limits_are_where_the_recorded_rows_cross(size):
     """Up to its limit an algorithm is never slower than those behind it; at the next recorded size it is, or can't."""
     rows = results.load(results.BOOK_RESULTS / f"{size}x-nvidia-h200" / "collectives.json").rows
@@ -204,16 +181,10 @@ def test_way_on_one_shared_gpu(name):
     check_way(name, 2, env={"TPGPT2_SHARE_GPU": "1"})
 
 
-@pytest.mark.gpus(2)
+@pytest.mark.parametrize("size", [pytest.param(n, marks=pytest.mark.gpus(n)) for n in (2, 4, 8)])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_way_on_two_gpus(name):
-    check_way(name, 2)
-
-
-@pytest.mark.gpus(4)
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_way_on_four_gpus(name):
-    check_way(name, 4)
+def test_way_on_gpus_of_their_own(name, size):
+    check_way(name, size)
 
 
 def rank_skips_a_call(world) -> str:
