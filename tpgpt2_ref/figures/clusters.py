@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ..config import FAMILY
 from ..errors import UserError
-from ..notebook.palette import COMPUTING, GREY, MOVING, WAITING
+from ..notebook.palette import COMPUTING, GREY, WAITING
 from ..notebook.style import show
 from . import rows
 from .decode import copy_gb_per_s, step_bytes
@@ -44,10 +44,9 @@ def step_waits() -> None:
     """A step by the number of its kernels: five a layer; two a layer, if a wait cost the same, and as recorded."""
     lines, places = [], []
     for model in rows.MODELS:
-        layers = FAMILY[model].n_layer
+        layers, few = FAMILY[model].n_layer, kernels(FAMILY[model].n_layer, "+clusters")
         before, place = rows.step_us(model, 1, 1)
-        after, other = rows.step_us(model, 1, 1, rung="+clusters")
-        few = kernels(layers, "+clusters")
+        _, after, other = rows.both_us(model, 1, 1)
         places += filter(None, (place, other))
         lines.append([rows.NAMES[model], kernels(layers, "+pdl"), f"{before:,.0f} µs", f"{wait_us(model):.2f} µs", few,
                       f"{floor_us(model) + (few - 1) * wait_us(model):,.0f} µs",
@@ -64,10 +63,9 @@ def cluster_gain() -> None:
     found, places = {}, []
     for tp in (1, 2, 4):
         for model in rows.MODELS:
-            for batch in (1, 2, 4, 8):
-                before, _ = rows.step_us(model, tp, batch)
-                after, place = rows.step_us(model, tp, batch, rung="+clusters")
-                if before and after:
+            for batch in (1, 2, 4):
+                before, after, place = rows.both_us(model, tp, batch)
+                if place:
                     found.setdefault(tp, {}).setdefault(model, {})[batch] = after / before
                     places.append(place)
     if not found:
@@ -77,7 +75,7 @@ def cluster_gain() -> None:
         for (model, by), mark, dash in zip(models.items(), "osD^", ("-", "--", ":", "-.")):
             ax.plot(list(by), list(by.values()), mark, linestyle=dash, color=COMPUTING, label=rows.NAMES[model])
         ax.axhline(1, color=GREY, linewidth=1)
-        ax.set(xscale="log", xticks=(1, 2, 4, 8), xticklabels=("1", "2", "4", "8"), xlabel="batch",
+        ax.set(xscale="log", xticks=(1, 2, 4), xticklabels=("1", "2", "4"), xlabel="batch",
                title=f"{tp} GPU{'s' * (tp > 1)}")
         ax.minorticks_off()
     axes[0][0].set_ylabel("+clusters over +pdl, time")
@@ -95,35 +93,35 @@ def cluster_gain() -> None:
 
 
 def cluster_lanes() -> None:
-    """When a kernel's blocks come to each place in it, in a lane for each of a layer's two kernels."""
+    """When a kernel's blocks come to each place in it: a panel for each of a layer's two kernels, a lane a place."""
     import matplotlib.pyplot as plt
 
     try:
         run = rows.run("phases", 1)
     except UserError:
         return rows.note("No run with a clock in the kernels is recorded yet. Here their time will stand.")
-    lanes = {name: rows.only(run.rows, kernel=name) for name in ("attention", "mlp")}
-    lanes = {name: mine for name, mine in lanes.items() if mine}
-    figure, axes = plt.subplots(len(lanes), 1, figsize=(9, 1.2 + 1.7 * len(lanes)), sharex=True, squeeze=False)
+    panels = {name: sorted(rows.only(run.rows, kernel=name), key=lambda r: r["median_ns"])
+              for name in ("attention", "mlp")}
+    most = max(map(len, panels.values()))
+    figure, axes = plt.subplots(1, len(panels), figsize=(9, 1 + 0.24 * most), sharex=True)
     said = []
-    for ax, (name, mine) in zip(axes[:, 0], lanes.items()):
-        mine = sorted(mine, key=lambda r: r["median_ns"])
-        for before, r in zip(mine, mine[1:]):
+    for ax, (name, mine) in zip(axes, panels.items()):
+        stretches = list(zip(mine, mine[1:]))
+        for y, (before, r) in enumerate(stretches):
             start, end = before["median_ns"] / 1e3, r["median_ns"] / 1e3
-            ax.broken_barh([(start, end - start)], (-.4, .8), color=colour(r["place"]), edgecolor="white")
-        for r in mine[1:]:
-            ax.plot([r["min_ns"] / 1e3, r["max_ns"] / 1e3], [.55, .55], color=GREY, linewidth=1)
-        gaps = [(r["median_ns"] - before["median_ns"], r["place"]) for before, r in zip(mine, mine[1:])]
-        longest, place = max(gaps)
+            ax.broken_barh([(start, end - start)], (y - .35, .7), color=colour(r["place"]))
+            ax.plot([r["min_ns"] / 1e3, r["max_ns"] / 1e3], [y, y], color=GREY, linewidth=1)
+        longest, place = max((r["median_ns"] - before["median_ns"], r["place"]) for before, r in stretches)
         total = mine[-1]["median_ns"] / 1e3
-        said.append(f"{name}: {total:.1f} microseconds, the longest stretch {longest / 1e3:.1f} until {place}")
-        ax.set(yticks=[], title=f"{name}: {total:.1f} µs; longest: {longest / 1e3:.1f} µs until “{place}”")
+        said.append(f"{name}: {total:.1f} µs, the longest stretch {longest / 1e3:.1f}: {place}")
+        ax.set(yticks=range(len(stretches)), yticklabels=[r["place"] for _, r in stretches], xlabel="µs",
+               ylim=(len(stretches) - .4, -.6), title=f"{name}: {total:.1f} µs; longest: {longest / 1e3:.1f}, {place}")
         ax.grid(False)
-    axes[-1, 0].set_xlabel("µs after the first block's start")
-    show(figure, "Lanes of the two kernels of a layer. " + "; ".join(said) + ".")
-    rows.note(rows.recorded_on(run) + " Median of all blocks.")
+    show(figure, "Lanes of the two kernels of a layer, a lane for each place in the source. " + "; ".join(said) + ".")
+    rows.note(rows.recorded_on(run) + " A bar ends when the median block is there; the line goes from the first "
+              "block to the last. Yellow: waiting for others.")
 
 
 def colour(place: str) -> str:
-    """Of the stretch that ends at a place: waiting for others, sending to them, or computing."""
-    return WAITING if "wait" in place else MOVING if "sen" in place else COMPUTING
+    """Of the stretch that ends at a place."""
+    return WAITING if "wait" in place else COMPUTING

@@ -68,6 +68,18 @@ def best_step_us(model: str, tp: int, batch: int, prompt_len: int = 128):
     return None, None, None
 
 
+def both_us(model: str, tp: int, batch: int):
+    """(microseconds of +pdl, of +clusters, run) where one run recorded both, or three times None."""
+    for gpus in {1: (2, 1), 2: (2,), 4: (4,)}[tp]:
+        place = run("decode", gpus)
+        us = {r["rung"]: r["us_per_step_median"] for r in only(place.rows, engine="tpgpt2", model=model, tp=tp,
+                                                               batch=batch, prompt_len=128)
+              if r["sum"] in ("none", "push", "slots")}
+        if {"+pdl", "+clusters"} <= us.keys():
+            return us["+pdl"], us["+clusters"], place
+    return None, None, None
+
+
 def prefill_us(model: str, tp: int, batch: int, prompt_len: int, rung: str = "fused"):
     """(wall microseconds, run) of a recorded prefill by the algorithm that was chosen, or (None, None)."""
     for gpus in {1: (2, 1), 2: (2,), 4: (4,)}[tp]:

@@ -90,4 +90,4 @@ def test_figures_draw_what_is_recorded(shown, monkeypatch):
     assert "At best 0.75 of the time (GPT-2 small, batch 1, 1 GPU); slower in 0 of 1" in "".join(shown)
     assert rows.best_step_us("gpt2", 1, 1)[::2] == (150.0, "+clusters")
     figures.cluster_lanes()
-    assert "mlp: 4.0 microseconds, the longest stretch 3.1 until end" in "".join(shown)
+    assert "mlp: 4.0 µs, the longest stretch 3.1: end" in "".join(shown)
