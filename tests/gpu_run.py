@@ -1,10 +1,10 @@
 """Everything that wants GPUs, in one call: GPU tests, benches, traces, cost model, chapters.
 
-    python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2 or 4 GPUs allow
+    python tests/gpu_run.py --out FOLDER                 all that this machine's 1, 2, 4 or 8 GPUs allow
     python tests/gpu_run.py --out FOLDER --only 'tests*,collectives'
     python tests/gpu_run.py --out FOLDER --quick         what tells most, with fewer sizes and models
     python tests/gpu_run.py --out FOLDER --gpus 2        a host of 4 GPUs as two machines of 2, side by side
-    python tests/gpu_run.py --list                       the steps and their limits
+    python tests/gpu_run.py --list --gpus 8              the steps of such a machine and their limits, on any machine
 
 Steps that need fewer GPUs than there are run side by side, each on GPUs of its own. Each has its own time limit, and
 one that fails doesn't stop the others; --minutes limits them all. FOLDER gets each step's log,
@@ -177,7 +177,7 @@ def main() -> int:
     parser.add_argument("--fit", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     machines, out = machines_of(args.gpus), (args.out or Path("gpu_run")).resolve()
-    todo = steps(out, len(machines[0]), args.quick)
+    todo = steps(out, args.gpus or len(machines[0]) if args.list else len(machines[0]), args.quick)
     if args.only:
         for wanted in args.only.split(","):
             if not any(fnmatch(s.name, wanted) for s in todo):

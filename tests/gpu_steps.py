@@ -47,7 +47,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
     chapters = [Step(f"chapter-{path.stem}", [*execute, str(path)], 300, gpus)
                 for path in sorted((ROOT / "book").glob("*.ipynb"))]
 
-    def tests(*selected, limit):  # a step for those that need 4 GPUs, for those that need 2, and two for the others
+    def tests(*selected, limit):  # a step for those that need 8 GPUs, 4, 2, and two for the others
         def shared(name, which, side_by_side):
             return Step(name, pytest("-m", which, "--needs", "1", "--share", str(out / BEGUN / name), *selected), limit,
                         max(1, gpus), side_by_side * max(1, gpus))
@@ -74,7 +74,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             if most:
                 found.append(part(f"decode-more-tp{tp}", 120, tp, "decode", "--model", "random:gpt2", "--tp", tp,
                                   "--rung", "+pdl", "--no-peer", "--batch", *most, *both))
-        for n in tps[1:3] or (2, 4):  # one rank's own part of n
+        for n in tps[1:] or (2, 4):  # one rank's own part of n
             for model in ("gpt2", "gpt2-xl"):
                 shared = ["--model", f"random:{model}", "--imagine", n]
                 found += [part(f"decode-{model}-alone{n}", 90, 1, "decode", *shared, *last, 64, *both),
@@ -84,14 +84,14 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
             found.append(part(f"collectives-{link.split()[0]}", 120, 2, "collectives", "--tp", 2, "--link", link,
                               "--samples", 20, "--ops", "all_reduce,all_gather",
                               "--sizes", ",".join(str(1 << k) for k in range(10, 27))))
-        some = tests("-k", "kernels or cuda_graph or timeline or trace or push or two_gpus or two_nccl or four",
-                     limit=300)
+        some = tests("-k", " or ".join(("kernels", "clusters", "cuda_graph", "timeline", "trace", "push",
+                                        "of_their_own", "nccl_ranks")), limit=300)
         return [*found, *traces(ours, out, tps[-1:]), *some, *chapters, cost]
     found = [
         Step("doctor", ours("doctor"), 120),
         *tests(limit=900),
-        Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep), 900,
-             max(2, gpus)),
+        Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep),
+             900 * max(1, len(tps) - 1), max(2, gpus)),  # 2, 4 and 8 ranks, one after the other
         Step("attention", ours("bench", "attention", *keep), 600),
     ]
     for tp in tps:

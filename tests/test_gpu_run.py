@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.gpu_steps import FAMILY
 from tpgpt2_ref.cli import parser
 from tpgpt2_ref.recorded import results
 
@@ -17,21 +18,25 @@ SPEC.loader.exec_module(gpu_run)
 
 
 def test_steps_grow_with_the_gpus(tmp_path):
-    names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4)}
+    names = {n: [s.name for s in gpu_run.steps(tmp_path, n)] for n in (1, 2, 4, 8)}
     assert all(len(set(found)) == len(found) for found in names.values())
-    assert set(names[1]) < set(names[2]) < set(names[4])
+    assert set(names[1]) < set(names[2]) < set(names[4]) < set(names[8])
     assert {"tests-1", "attention", "collectives", "decode-gpt2-tp1", "chapter-decode"} <= set(names[1])
     assert "decode-gpt2-xl-tp4" in names[4] and "trace-tp2-as-drawn-decode-graph" in names[2]
-    for step in (*gpu_run.steps(tmp_path, 4), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
+    eight = {f"{bench}-{model}-tp8" for bench in ("decode", "prefill") for model in FAMILY}
+    assert eight | {f"trace-tp8-{plan}-decode-graph" for plan in ("shipped", "as-drawn")} | {"tests-8"} < set(names[8])
+    assert eight | {f"collectives-tp{n}" for n in (2, 4, 8)} | {"ladder-tp8", "decode-gpt2-xl-alone8", "tests-8"} < {
+        s.name for s in gpu_run.steps(tmp_path, 8, quick=True)}
+    for step in (*gpu_run.steps(tmp_path, 8), *(quick := gpu_run.steps(tmp_path, 2, quick=True))):
         assert step.limit > 0 and all(isinstance(a, str) for a in step.argv)
     assert {"ladder-tp2", "decode-nccl-tp2", "decode-gpt2-xl-tp1", "decode-gpt2-alone2", "collectives-host",
             "tests-2"} <= {s.name for s in quick}
 
 
 def test_the_steps_run_every_gpu_test_once(tmp_path):
-    steps = {s.name: s for s in gpu_run.steps(tmp_path, 4)}
+    steps = {s.name: s for s in gpu_run.steps(tmp_path, 8)}
     wanted = [["tpgpt2_ref", "-v", "-m", "gpu or gpus"],
-              *(steps[f"tests-{n}"].argv[3:] for n in (1, "alone", 2, 4))]
+              *(steps[f"tests-{n}"].argv[3:] for n in (1, "alone", 2, 4, 8))]
     code = """if True:
         import json, sys, pytest
         for argv in json.loads(sys.argv[1]):
@@ -67,7 +72,7 @@ def test_it(begun, i):
 def test_the_commands_of_the_steps_are_understood(tmp_path):
     """Each command line gets past the parser of its command."""
     for quick in (False, True):
-        for step in gpu_run.steps(tmp_path, 4, quick):
+        for step in gpu_run.steps(tmp_path, 8, quick):
             if step.argv[1:3] == ["-m", "tpgpt2_ref"]:
                 parser(step.argv[3:]).parse_args(step.argv[3:])  # exits if it does not understand
 
@@ -109,6 +114,13 @@ def test_what_the_minutes_do_not_hold_is_left_out(tmp_path):
     slow = [gpu_run.Step(f"slow{i}", [sys.executable, "-c", "import time; time.sleep(60)"], 50.0) for i in range(2)]
     table = gpu_run.run_all(slow, tmp_path, [["0"]], minutes=0.02)
     assert [row["result"] for row in table] == ["stopped after its 1 s", "left out: the 0.02 minutes were over"]
+
+
+def test_the_list_of_a_machine_that_this_one_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_run.py", "--list", "--gpus", "8", "--only", "tests-*"])
+    assert gpu_run.main() == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["tests-8", "8"], ["tests-4", "4"], ["tests-2", "2"], ["tests-1", "8"], ["tests-alone", "8"]]
 
 
 def test_a_host_is_cut_into_machines(monkeypatch):

@@ -6,7 +6,8 @@ import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import GPT2Config
-from tpgpt2_ref.engine import Engine, SamplingParams
+from tpgpt2_ref.engine import Engine, SamplingParams, prompt_logits
+from tpgpt2_ref.engine.decode_graph import rungs_of
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.engine.graph import CapturedStep
 from tpgpt2_ref.engine.ladder import LADDER, rungs
@@ -143,7 +144,8 @@ def test_prompts_as_long_as_the_model_again_and_again():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("size, names", [(2, ["graph", "+head", "+sum", "+pdl"]), (4, ["+head", "+pdl"])])
+@pytest.mark.parametrize("size, names", [(2, ["graph", "+head", "+sum", "+pdl"]), (4, ["+head", "+pdl"]),
+                                         (8, ["+pdl"])])
 def test_ranks_in_graphs(size, names):
     """Collectives inside the graphs. Where there is one GPU, all ranks share it: right, not fast."""
     if 1 < gpu_count() < size:
@@ -153,6 +155,32 @@ def test_ranks_in_graphs(size, names):
         for name, tokens in zip(names, rank):
             for params, a, b in zip(SAMPLED, one, tokens):
                 assert same(a, b) > SAME, (name, params, same(a, b))
+
+
+@pytest.mark.parametrize("size", [pytest.param(n, marks=pytest.mark.gpus(n)) for n in (4, 8)])
+def test_the_ladder_of_ranks_on_gpus_of_their_own(size):
+    """Each rung's greedy tokens, in graphs, are the best by gpt2.py to a few roundings, and the same on all ranks. On
+    eight GPT-2's 12 heads are padded. Two ranks: `test_ranks_in_graphs`."""
+    first, *others = on_ranks(size, rungs_from_eager, device="cuda", timeout=280)
+    assert [name for name, *_ in first][:2] == ["eager", "graph"] and all(other == first for other in others)
+    for name, behind, why, _ in first:
+        assert behind < 2e-2 and why is None, (name, behind, why)
+
+
+def rungs_from_eager(world):
+    """[(rung, how far behind the best logit a token's is by gpt2.py, why it was not in a graph, tokens)]."""
+    model, found = load_model("random:gpt2", world, dtype="float16"), []
+    for rung in rungs_of(model):
+        engine = Engine(model, rung=rung)
+        texts = engine.generate(PROMPTS[:3], 6)
+        behind = 0.0
+        for prompt, new in zip(PROMPTS, texts):
+            logits = prompt_logits(model, prompt + new)[len(prompt) - 1 : -1].float()  # (new, V)
+            taken = logits.gather(1, torch.tensor(new, device=logits.device)[:, None])[:, 0]
+            behind = max(behind, float(((logits.amax(1) - taken) / logits.abs().amax(1)).max()))
+        found.append((rung.name, behind, engine.why_eager if rung.graph else None, texts))
+        engine.close()
+    return found
 
 
 @pytest.mark.gpu
