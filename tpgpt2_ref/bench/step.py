@@ -10,6 +10,7 @@ from array import array
 import torch
 
 from ..attention.metadata import decode_metadata, prefill_metadata
+from ..engine.cluster_step import ClusterSteps
 from ..engine.decode_graph import GraphDecoder
 from ..engine.ladder import Rung
 from ..engine.prefill_graph import GraphPrefill
@@ -57,14 +58,14 @@ def make_prefill_step(model, batch: int, prompt_len: int, halves: bool):
     return torch.inference_mode()(prefills.filled(prefills.parts(sequences)).run)
 
 
-def make_rung_step(model, rung: Rung, batch: int, prompt_len: int):
+def make_rung_step(model, rung: Rung, batch: int, prompt_len: int, clusters=ClusterSteps):
     """step() runs what `generate` captures on this rung: one greedy token for each of `batch` sequences, padded up.
 
     Every sequence has `prompt_len` tokens in the cache, zeros as in `make_step`, and stays there: each step is alike.
     """
     config = model.config
     pages = -(-(prompt_len + 1) // model.impl.block_size)
-    decoder = GraphDecoder(model, model.new_kv_caches(batch * pages + 1), rung)
+    decoder = GraphDecoder(model, model.new_kv_caches(batch * pages + 1), rung, clusters=clusters)
     state, step = decoder.uncaptured(batch)
     ids = torch.randint(config.vocab_size, (batch,), generator=torch.Generator().manual_seed(0)).tolist()
     prompt = array("q", [0] * prompt_len)

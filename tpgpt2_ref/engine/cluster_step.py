@@ -31,12 +31,17 @@ def compile_ahead(model, batch: int = 1) -> None:
 
 
 class ClusterSteps:
-    """Makes the steps of one model, which share the memory where the residual stream stands between kernels."""
+    """Makes the steps of one model, which share the memory where the residual stream stands between kernels.
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], load: Callable | None = None):
+    load    (kernel, its constants) -> the kernel; None: compiled for the model's GPU
+    stream  that memory, for MOST_ROWS rows; None: as much of the GPU's, which with several ranks all of them reach
+    """
+
+    def __init__(self, model, kv_caches: list[torch.Tensor], load: Callable | None = None,
+                 stream: Stream | None = None):
         self.model, self.kv_caches = model, kv_caches
         self.load = load or (lambda name, defines: nvrtc.compiled(name, defines, model.world.device))
-        self.stream = self._stream(Stream.nbytes(Shape.of(model, MOST_ROWS, model.impl.block_size)))
+        self.stream = stream or self._stream(Stream.nbytes(Shape.of(model, MOST_ROWS, model.impl.block_size)))
 
     def _stream(self, nbytes: int) -> Stream:
         world = self.model.world

@@ -112,12 +112,15 @@ def is_hopper(device: torch.device) -> bool:
 class GraphDecoder:
     """Runs decode steps for sequences that have pages and a first token. The world closes it before itself.
 
-    rung     which step
-    capture  how it is recorded: `graph.PlainStep` does without a GPU
+    rung      which step
+    capture   how it is recorded: `graph.PlainStep` does without a GPU
+    clusters  what makes the steps of cluster kernels: with `ClusterSteps(load=emulated)` it does without one too
     """
 
-    def __init__(self, model, kv_caches: list[torch.Tensor], rung: Rung, capture=CapturedStep):
+    def __init__(self, model, kv_caches: list[torch.Tensor], rung: Rung, capture=CapturedStep,
+                 clusters: Callable = ClusterSteps):
         self.model, self.kv_caches, self.rung, self.capture = model, kv_caches, rung, capture
+        self.make_clusters = clusters
         self.kernels, self.clusters = rung.kernels(), None
         model.world.before_close.add(self)
         self.pool = None  # the graphs' memory, shared: they never run at once
@@ -166,7 +169,7 @@ class GraphDecoder:
         state = DecodeState.empty(graph_batch(batch), self.model.impl.num_heads, self.model.config.n_positions,
                                   self.model.world.device, self.model.impl.block_size)
         if self.rung.clusters and state.batch <= MOST_ROWS and not filtered:
-            self.clusters = self.clusters or ClusterSteps(self.model, self.kv_caches)
+            self.clusters = self.clusters or self.make_clusters(self.model, self.kv_caches)
             return state, self.clusters.step(state)
         run = readable_step if self.rung.readable else decode_step
         return state, lambda: run(self.model, self.kv_caches, state, self.kernels, filtered)

@@ -21,7 +21,7 @@ from ..parallel.collectives import gather_objects
 from ..request import SamplingParams, check_prompts
 from ..trace import Trace
 from .batch import block_table, send
-from .cluster_step import compile_ahead, why_no_clusters
+from .cluster_step import ClusterSteps, compile_ahead, why_no_clusters
 from .decode_graph import GraphDecoder, cannot_capture, cannot_graph, cannot_prefill, choose_rung
 from .graph import CapturedStep, GraphedPart
 from .ladder import Rung
@@ -38,15 +38,16 @@ class Engine:
     num_blocks  pages of the cache; None makes room for the whole batch, or for as much of it as memory holds
     rung        which step of `ladder.py` decodes; None is the fastest that can run here
     capture     how steps are recorded in graphs; `graph.PlainStep` takes the graphs' way on any machine
+    clusters    what makes the steps of cluster kernels, see `GraphDecoder`
     halves      whether a prefill of several prompts hides its sums (`halves.py`); None: where that is faster
     After `generate`, `first_forward` holds {op: count} of the first forward's collectives, and `seconds`
     the time of prefill and of each decode step.
     """
 
     def __init__(self, model, num_blocks: int | None = None, max_batch: int = 256, rung: Rung | None = None,
-                 capture=CapturedStep, halves: bool | None = None):
+                 capture=CapturedStep, halves: bool | None = None, clusters=ClusterSteps):
         self.model, self.num_blocks, self.max_batch, self.capture = model, num_blocks, max_batch, capture
-        self.halves = halves
+        self.halves, self.clusters = halves, clusters
         self.world, self.config = model.world, model.config
         self.rung, why = choose_rung(model) if rung is None else (rung, None)
         if rung is not None and not rung.graph:
@@ -56,7 +57,7 @@ class Engine:
         why_no_prefill = why or cannot_prefill(model)
         if capture is not CapturedStep:
             why = why_no_prefill = None
-        if self.rung.clusters and why is None:
+        if self.rung.clusters and why is None and clusters is ClusterSteps:
             compile_ahead(model)
         self.decoding, self.prefilling = GraphedPart("decoding", why), GraphedPart("prefilling", why_no_prefill)
         self.kv_caches: list[torch.Tensor] = []
@@ -203,7 +204,8 @@ class Engine:
         return [time.perf_counter() - start]
 
     def _decoder(self) -> GraphDecoder:
-        self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.rung, self.capture)
+        self.decoder = self.decoder or GraphDecoder(self.model, self.kv_caches, self.rung, self.capture,
+                                                    self.clusters)
         return self.decoder
 
     def _append(self, sequences: list[Sequence], logits: torch.Tensor, params: SamplingParams) -> None:

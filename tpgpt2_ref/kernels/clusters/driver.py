@@ -93,11 +93,17 @@ class Kernel:
 
     def constant(self, name: str) -> int:
         """An u32 that the source declares as `extern "C" __device__`."""
-        place, size, value = c_void_p(), c_size_t(), c_uint32()
+        return self.read(name, c_uint32).value
+
+    def read(self, name: str, kind: type):
+        """A variable of ctypes' type `kind` that the source declares as `extern "C" __device__`."""
+        place, size, value = c_void_p(), c_size_t(), kind()
         with self._current():
             call("cuModuleGetGlobal_v2", byref(place), byref(size), self._module, name.encode())
-            call("cuMemcpyDtoH_v2", byref(value), place, c_size_t(ctypes.sizeof(value)))
-        return value.value
+            if size.value != ctypes.sizeof(value):
+                raise RuntimeError(f"{self.name}: {name} has {size.value} bytes, not {ctypes.sizeof(value)}")
+            call("cuMemcpyDtoH_v2", byref(value), place, size)
+        return value
 
     @property
     def registers(self) -> int:

@@ -16,7 +16,7 @@ from typing import Mapping, Sequence
 
 from .cache import SOURCE, as_options, headers, kept, source_file
 
-OPTIONS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", "-DEMULATE")
+OPTIONS = ("-std=c++17", "-Og", "-shared", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w", "-DEMULATE")
 
 
 def _compiler() -> str | None:
@@ -34,17 +34,21 @@ class Late(ctypes.Structure):
 
 
 class Emulated:
-    """A kernel to launch on CPU memory."""
+    """A kernel to launch on CPU memory, as rank `rank`'s."""
 
-    def __init__(self, name: str, library: ctypes.CDLL):
-        self.name, self.library, self._run = name, library, library.run
+    def __init__(self, name: str, library: ctypes.CDLL, rank: int = 0):
+        self.name, self.library, self.rank, self._run = name, library, rank, library.run
         self._run.argtypes = (ctypes.c_char_p, *[ctypes.c_uint32] * 4, ctypes.c_void_p, *[ctypes.c_uint64] * 2,
-                              ctypes.POINTER(Late), ctypes.c_uint32)
+                              ctypes.POINTER(Late), *[ctypes.c_uint32] * 2)
         self._run.restype = ctypes.c_char_p
 
     def constant(self, name: str) -> int:
         """An u32 that the source declares as `extern "C" __device__`."""
-        return ctypes.c_uint32.in_dll(self.library, name).value
+        return self.read(name, ctypes.c_uint32).value
+
+    def read(self, name: str, kind: type):
+        """A variable of ctypes' type `kind` that the source declares as `extern "C" __device__`."""
+        return kind.in_dll(self.library, name)
 
     def launch(self, grid: int, cluster: int, threads: int, shared: int, params: ctypes.Structure, pdl: bool = False,
                seed: int = 0, late: Sequence = ()) -> None:
@@ -54,7 +58,7 @@ class Emulated:
         """
         spans = (Late * len(late))(*((tensor.data_ptr(), tensor.nbytes) for tensor in late))
         error = self._run(self.name.encode(), grid, cluster, threads, shared, ctypes.byref(params),
-                          ctypes.sizeof(params), seed, spans, len(late))
+                          ctypes.sizeof(params), seed, spans, len(late), self.rank)
         if error:
             raise RuntimeError(f"{self.name}, seed {seed}: {error.decode()}")
 
@@ -62,11 +66,15 @@ class Emulated:
 def emulated(source: str | Path, defines: Mapping[str, object] | None = None, kernel: str | None = None) -> Emulated:
     """The kernel of `source/NAME.cu`, or of a path, whose name is the file's if nothing else is said.
 
-    defines  macros: {"D": 768}; True defines as 1, False and None not at all
+    defines  macros: {"D": 768}; True defines as 1, False and None not at all. Ranks whose defines differ in RANK
+             alone share what is compiled: there it is a variable
     Raises RuntimeError with the compiler's message.
     """
-    file = source_file(source)
-    return Emulated(kernel or file.stem, _library(file, file.read_text(), tuple(as_options(defines or {}))))
+    file, defines = source_file(source), dict(defines or {})
+    rank = defines.get("RANK", 0)
+    if "RANK" in defines:
+        defines["RANK"] = "emulated::machine().rank"
+    return Emulated(kernel or file.stem, _library(file, file.read_text(), tuple(as_options(defines))), rank)
 
 
 @lru_cache(maxsize=64)

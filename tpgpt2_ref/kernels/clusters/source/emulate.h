@@ -62,6 +62,7 @@ template <class T, class Change> T atomically(T* p, Change change) {  // also am
 }
 template <class T> T atomicAdd(T* p, std::common_type_t<T> x) { return atomically(p, [x](T y) { return T(y + x); }); }
 template <class T> T atomicMax(T* p, std::common_type_t<T> x) { return atomically(p, [x](T y) { return max(x, y); }); }
+DEVICE void __nanosleep(u32) { stay(); }
 DEVICE void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST), maybe(); }
 
 DEVICE void __syncthreads() {

@@ -82,6 +82,7 @@ struct Machine {
   const Known* kernel;
   const void* params;
   u64 seed;
+  u32 rank;  // whose GPU this would be
   std::vector<Late> late;
 
   std::vector<Block> blocks;  // of the cluster that runs
@@ -332,7 +333,8 @@ static void run_all(Machine& m) {  // with stacks for the fibers, and one for si
 
 // Runs a kernel of this library. Returns what went wrong, or null.
 extern "C" const char* run(const char* name, u32 grid, u32 cluster, u32 threads, u32 shared_bytes, const void* params,
-                           u64 params_bytes, u64 seed, const emulated::Late* late, u32 late_count) {
+                           u64 params_bytes, u64 seed, const emulated::Late* late, u32 late_count,
+                           u32 rank) {
   using namespace emulated;
   static thread_local std::string message;
   const Known* kernel = all_known;
@@ -348,7 +350,7 @@ extern "C" const char* run(const char* name, u32 grid, u32 cluster, u32 threads,
   else {
     Machine m;
     m.grid = {grid}, m.threads = {threads}, m.shared_bytes = shared_bytes, m.kernel = kernel, m.params = params;
-    m.seed = seed, m.late.assign(late, late + late_count), m.blocks.resize(cluster);
+    m.seed = seed, m.rank = rank, m.late.assign(late, late + late_count), m.blocks.resize(cluster);
     run_all(m);
     message = m.message;
   }

@@ -44,6 +44,14 @@ DEVICE float single(const u32* pairs, int i) { return i % 2 ? unpack(pairs[i / 2
 #ifdef PROFILE
 extern "C" { __device__ long long marks[512][16]; }
 #define MARK(i) if (threadIdx.x == 0) marks[blockIdx.x][i] = nanoseconds();
+#elif defined LOITER  // one warp in four sleeps at each place, up to 8 us: for tests of what no delay may change
+#define MARK(i) loiter(i);
+DEVICE void loiter(u32 place) {
+  u32 x = ((u32)nanoseconds() >> 5 ^ blockIdx.x << 20 ^ warp() << 26) * 0x7feb352du + place * 0x9e3779b9u;
+  x = (x ^ x >> 15) * 0x846ca68bu;
+  if (x >> 30 == 0) __nanosleep(x >> 8 & 8191);
+  __syncwarp();
+}
 #else
 #define MARK(i)
 #endif
