@@ -9,6 +9,7 @@ from .collectives import all_reduce_by_size, least_us, push_against_nccl, two_sh
 from .cost import (
     communication_share,
     fit_and_held_out,
+    on_paper,
     per_element,
     predicted_against_recorded,
     second_gpu,
@@ -26,7 +27,7 @@ __all__ = ["all_reduce_by_size", "answers", "break_even", "by_link", "cluster_ga
            "communication_share", "decode_by_tp", "decode_floor", "error_budget", "faults",
            "fit_and_held_out", "hidden_gain", "hidden_lanes", "hidden_tried", "lab_cudnn",
            "lab_fit_halves", "lab_predictions", "lab_shares", "lab_step_fits", "lab_tiles", "lab_tried",
-           "ladder", "late_rank", "layer_kernels", "least_us", "one_way", "per_element",
+           "ladder", "late_rank", "layer_kernels", "least_us", "on_paper", "one_way", "per_element",
            "predicted_against_recorded", "prefill", "push_against_nccl", "second_gpu", "second_gpu_table",
            "step_waits", "support_matrix", "timeline_layer", "timeline_table", "two_hosts", "two_shots",
            "utilization"]

@@ -6,6 +6,7 @@ from statistics import median
 from ..config import FAMILY
 from ..cost import collectives as model
 from ..cost import forward as steps
+from ..errors import UserError
 from ..notebook.palette import GREY, MOVING
 from ..notebook.style import show
 from . import rows
@@ -165,3 +166,43 @@ def communication_share() -> None:
     ax.legend(loc="upper right")
     show(figure, "Communication's share of each recorded step and prefill. " + "; ".join(said) + ".")
     rows.note(rows.recorded_on(rows.run("decode", 2), rows.run("decode", 4)))
+
+
+def on_paper() -> None:
+    """What fewer GPUs said of four and of eight, as a ring would run it, beside what was recorded there."""
+    def known(gpus):
+        return rows.run("cost_model", gpus).rows
+
+    def sums(path, nbytes):
+        return (lambda gpus, n: model.predict(known(gpus), "all_reduce", nbytes, n, path, graph=True)["us"],
+                lambda n: rows.sum_us(path, nbytes, gpus=n))
+
+    def forwards(took, *how):  # batch, tokens, context, rung
+        return lambda gpus, n: steps.forward(known(gpus), FAMILY["gpt2-xl"], n, *how)["us"], lambda n: took(n)[0]
+
+    cases = {"a token's sum, push": sums("push", rows.TOKEN), "8 MiB's sum, NCCL": sums("nccl", rows.CUSTOM)}
+    for batch in (1, 8, 64):
+        cases[f"XL's decode step, batch {batch}"] = forwards(
+            lambda n, batch=batch: rows.step_us("gpt2-xl", n, batch), batch, 1, 128 + 64, "+pdl")
+    cases["XL's prefill, 8 x 512"] = forwards(lambda n: rows.prefill_us("gpt2-xl", n, 8, 512), 8, 512, 0, "fused")
+    lines, off = [], {}
+    for name, (says, took) in cases.items():
+        line = [name]
+        for n, machines in ((4, (2,)), (8, (2, 4))):
+            try:
+                came = took(n)
+            except (UserError, StopIteration):  # no such machine, or not that size
+                came = None
+            said = {gpus: says(gpus, n) for gpus in machines}
+            line += [*(f"{us:,.1f}" for us in said.values()), f"{came:,.1f}" if came else "not recorded"]
+            for gpus, us in said.items() if came else ():
+                off.setdefault((gpus, n), []).append(us / came)
+        lines.append(line)
+    note = [f"{gpus} GPUs said {min(of):.2f} to {max(of):.2f} times what came on {n}." for (gpus, n), of in off.items()]
+    runs = [rows.run("cost_model", gpus) for gpus in (2, 4)]
+    try:
+        runs.append(rows.run("decode", 8))
+    except UserError:
+        note.append("No run on eight GPUs is recorded: what is said of them still waits for it.")
+    rows.table(["µs", "4 GPUs: two say", "it took", "8 GPUs: two say", "four say", "it took"], lines,
+               " ".join([*note, rows.recorded_on(*runs), "bf16, in CUDA graphs."]))

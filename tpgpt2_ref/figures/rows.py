@@ -46,11 +46,15 @@ def slowdown(path: str, nbytes: int) -> float:
     return slow[at] / fast[at]
 
 
+def places(tp: int) -> tuple[int, ...]:
+    """GPUs of the machines where runs of so many ranks are looked for, in order."""
+    return (2, 1) if tp == 1 else (tp,)
+
+
 def step_us(model: str, tp: int, batch: int, prompt_len: int = 128, how: str = "push", rung: str = "+pdl"):
     """(microseconds of a recorded decode step, its run), or (None, None). One GPU's step is taken from the machine of
     two where that one has it, so that both stand on the same cards."""
-    places = {1: (2, 1), 2: (2,), 4: (4,)}[tp]
-    for gpus in places:
+    for gpus in places(tp):
         place = run("decode", gpus)
         found = only(place.rows, engine="tpgpt2", model=model, tp=tp, batch=batch, prompt_len=prompt_len, rung=rung,
                      sum="none" if tp == 1 else "slots" if rung == "+clusters" else how)
@@ -82,7 +86,7 @@ def both_us(model: str, tp: int, batch: int):
 
 def prefill_us(model: str, tp: int, batch: int, prompt_len: int, rung: str = "fused"):
     """(wall microseconds, run) of a recorded prefill by the algorithm that was chosen, or (None, None)."""
-    for gpus in {1: (2, 1), 2: (2,), 4: (4,)}[tp]:
+    for gpus in places(tp):
         place = run("prefill", gpus)
         found = [r for r in only(place.rows, engine="tpgpt2", model=model, tp=tp, batch=batch, prompt_len=prompt_len,
                                  rung=rung) if (r["sum"] == "none") == (tp == 1) and r["sum"] != "nccl"]
