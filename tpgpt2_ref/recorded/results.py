@@ -36,6 +36,9 @@ ROW_FIELDS = {
     "faults": {"fault": str, "group": str, "device": str, "tries": int, "recovered": int, "said": int,
                "message_s_median": NUMBER, "message_s_worst": NUMBER, "right_s_median": (*NUMBER, type(None)),
                "right_s_worst": (*NUMBER, type(None))},
+    "phases": {"model": str, "dtype": str, "tp": int, "batch": int, "prompt_len": int, "kernel": str, "place": str,
+               "number": int, "blocks": int, "start_ns": NUMBER, "min_ns": NUMBER, "median_ns": NUMBER,
+               "max_ns": NUMBER, "clock_step_ns": int},
     "prefill": {**STEP, "wall_us_median": NUMBER, "gpu_us_median": (*NUMBER, type(None))},
 }
 MACHINE_FIELDS = {"slug": str, "kind": str, "device": str, "count": int, "links": str, "python": str,

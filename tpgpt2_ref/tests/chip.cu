@@ -97,12 +97,13 @@ GLOBAL(flags, 64) {
   if (role == 1) {
     u64 start = nanoseconds();
     while (nanoseconds() - start < 300) {}
-    beside[i] = ((const float4*)p.in)[i];
+    beside[i] = ((const float4*)p.in)[i];  // of ordinary memory, which the store behind the fence tells of
     __threadfence();
     store_flagged(mail + i, make_uint4(__float_as_uint((float)i), 7, __float_as_uint(0.5f), 7));
   } else {
     uint4 x = load_flagged(mail + i);
     while (x.y != 7 || x.w != 7) x = load_flagged(mail + i);
+    __threadfence();  // a flag vouches for the value beside it; what lies elsewhere takes a fence on either side
     float4 y = load_fresh(beside + i);
     ((float4*)p.out)[i] = make_float4(__uint_as_float(x.x), __uint_as_float(x.z), y.x, y.w);
   }

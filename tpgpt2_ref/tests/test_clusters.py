@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tpgpt2_ref.bench import phases
 from tpgpt2_ref.config import FAMILY, GPT2Config
 from tpgpt2_ref.engine import Engine, SamplingParams
 from tpgpt2_ref.engine.cluster_step import ClusterSteps, why_no_clusters
@@ -28,7 +29,7 @@ from tpgpt2_ref.parallel.world import World
 
 from . import cluster_cases as cases
 from .cluster_cases import CONTEXTS, SMALL, Row, build_model, follow, models_of, run_step, side_by_side
-from .conftest import on_ranks
+from .conftest import on_ranks, run_cli
 
 emulator = pytest.mark.skipif(why_no_emulator() is not None, reason=why_no_emulator() or "")
 # What is no cluster of it is plain torch.
@@ -312,3 +313,41 @@ def test_which_of_the_family_fit(name):
     """All of GPT-2 does, on one rank; on several where the MLP's part is whole units."""
     config: GPT2Config = FAMILY[name]
     assert config.head_size != 64 or config.n_embd % 64 == 0 and config.inner % UNITS == 0
+
+
+# --- the places of a source
+
+
+def test_every_place_has_a_name():
+    """In the order of the source, what `gather` marks between the places before and after it."""
+    shared = re.findall(r"^  MARK\((\d+)\)", (cache.SOURCE / "step.cuh").read_text(), re.M)
+    for kernel, places in phases.PLACES.items():
+        text = (cache.SOURCE / f"{kernel}.cu").read_text()
+        before, after = (re.findall(r"MARK\((\d+)\)", part) for part in text.split("  gather(p.from"))
+        assert [*before, *shared, *after] == [str(number) for number in places], kernel
+        assert len(set(places.values())) == len(places)
+
+
+@emulator
+def test_phases(model):
+    """The emulator's clock goes on from place to place, in every block and so in what is said of all of them."""
+    found = list(phases.sweep(model, "random:small", "bfloat16", 1, 20, 2, emulated, CLUSTERS))
+    assert [(r["kernel"], r["place"]) for r, _ in found] == [
+        (kernel, place) for kernel, places in phases.PLACES.items() for place in places.values()]
+    for kernel in phases.PLACES:
+        mine = [row for row, _ in found if row["kernel"] == kernel]
+        assert mine[0]["min_ns"] == 0 and mine[0]["blocks"] == Shape.of(model, 1, 16).grid(kernel)
+        for a, b in zip(mine, mine[1:]):
+            assert all(a[f"{what}_ns"] < b[f"{what}_ns"] for what in ("median", "max"))
+        assert all(r["min_ns"] <= r["median_ns"] <= r["max_ns"] and len(us) == 2
+                   for r, us in found) and mine[0]["clock_step_ns"] > 0
+
+
+@pytest.mark.parametrize("argv, message", [
+    (("--prompt-len", 9), "no cluster kernels here: cpu is no GPU of NVIDIA's"),
+    (("--batch", 3), "--batch 3: the cluster kernels take 1, 2 or 4 rows"),
+    (("--prompt-len", 128), "--prompt-len must be between 1 and 127"),
+])
+def test_phases_as_a_command(argv, message):
+    done = run_cli("bench", "phases", "--model", "random:gpt2-test", "--device", "cpu", *argv)
+    assert done.returncode == 2 and message in done.stderr and done.stdout == ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-HELP = "measure attention, collectives, decode or prefill on this machine"
-BENCHES = ("attention", "collectives", "decode", "prefill")
+HELP = "measure attention, collectives, decode, its kernels' phases or prefill on this machine"
+BENCHES = ("attention", "collectives", "decode", "phases", "prefill")
 
 
 def add_arguments(parser):

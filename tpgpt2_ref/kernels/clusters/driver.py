@@ -96,7 +96,7 @@ class Kernel:
         return self.read(name, c_uint32).value
 
     def read(self, name: str, kind: type):
-        """A variable of ctypes' type `kind` that the source declares as `extern "C" __device__`."""
+        """A copy of a variable, of ctypes' type `kind`, that the source declares as `extern "C" __device__`."""
         place, size, value = c_void_p(), c_size_t(), kind()
         with self._current():
             call("cuModuleGetGlobal_v2", byref(place), byref(size), self._module, name.encode())

@@ -47,8 +47,8 @@ class Emulated:
         return self.read(name, ctypes.c_uint32).value
 
     def read(self, name: str, kind: type):
-        """A variable of ctypes' type `kind` that the source declares as `extern "C" __device__`."""
-        return kind.in_dll(self.library, name)
+        """A copy of a variable, of ctypes' type `kind`, that the source declares as `extern "C" __device__`."""
+        return kind.from_buffer_copy(kind.in_dll(self.library, name))
 
     def launch(self, grid: int, cluster: int, threads: int, shared: int, params: ctypes.Structure, pdl: bool = False,
                seed: int = 0, late: Sequence = ()) -> None:

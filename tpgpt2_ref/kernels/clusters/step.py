@@ -72,6 +72,7 @@ class ClusterStep:
 
     def __init__(self, model, kv_caches: list[torch.Tensor], state: DecodeState, stream: Stream, load: Callable):
         self.model, self.state, self.stream, self.load = model, state, stream, load
+        self.kv_caches = kv_caches  # the parameters hold only addresses
         self.shape = shape = Shape.of(model, state.batch, state.block_size)
         self.keys = torch.empty(shape.grid("head"), state.batch, dtype=torch.int64, device=state.ids.device)
         self.kernels = {}
