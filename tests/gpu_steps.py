@@ -93,6 +93,7 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
         Step("collectives", ours("bench", "collectives", "--link", "all", "--sizes", SIZES, "--rounds", 3, *keep),
              900 * max(1, len(tps) - 1), max(2, gpus)),  # 2, 4 and 8 ranks, one after the other
         Step("attention", ours("bench", "attention", *keep), 600),
+        Step("phases", ours("bench", "phases", *keep), 120),
     ]
     for tp in tps:
         for model in FAMILY:

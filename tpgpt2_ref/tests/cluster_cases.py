@@ -27,9 +27,9 @@ CONTEXTS = (0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 511, 512, 519)  # tokens t
 PATIENCE = 30.0  # seconds of patience with a rank
 
 
-def build_model(config=SMALL, dtype="bfloat16", world=None, loud=4.0):
+def build_model(config=SMALL, dtype="bfloat16", world=None, loud=4.0, backend=None):
     """Seeded weights, `loud` times as far from a LayerNorm's 1 or from 0 as GPT-2's: softmax then has favourites."""
-    model = load_model(Checkpoint(config, None, {}), world or World.single(), dtype=dtype)
+    model = load_model(Checkpoint(config, None, {}), world or World.single(), dtype=dtype, backend=backend)
     for name, p in model.named_parameters():
         base = float("ln_" in name and name.endswith("weight"))
         p.sub_(base).mul_(loud).add_(base)

@@ -7,11 +7,13 @@ import torch
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
 from tpgpt2_ref.config import GPT2Config
 from tpgpt2_ref.engine import Engine, SamplingParams, prompt_logits
+from tpgpt2_ref.engine.cluster_step import ClusterSteps
 from tpgpt2_ref.engine.decode_graph import rungs_of
 from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.engine.graph import CapturedStep
-from tpgpt2_ref.engine.ladder import LADDER, rungs
+from tpgpt2_ref.engine.ladder import LADDER
 from tpgpt2_ref.kernels import Kernels
+from tpgpt2_ref.kernels.clusters.step import ClusterStep
 from tpgpt2_ref.kernels.plain import key_value
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.parallel.launch import gpu_count
@@ -31,8 +33,11 @@ def same(a, b) -> float:
     return sum(x == y for p, q in zip(a, b) for x, y in zip(p, q)) / sum(map(len, a))
 
 
-def step_logits(model, run, kernels, dtype):
-    """The keys of one captured step over a random cache: the head's own logits, before anything is drawn."""
+def step_logits(model, run, kernels, dtype, clusters=False):
+    """The keys of one captured step over a random cache: the head's own logits, before anything is drawn.
+
+    clusters  the step is one of cluster kernels, whatever `run` and `kernels` are
+    """
     random = torch.Generator(model.world.device).manual_seed(0)
     impl, device = model.impl, model.world.device
     state = DecodeState.empty(4, impl.num_heads, 128, device)
@@ -44,13 +49,19 @@ def step_logits(model, run, kernels, dtype):
     def argmax(key, state):
         keys.append(key.amax(0))
 
-    step = CapturedStep(lambda: run(model, kv, state, Kernels(**{**kernels.__dict__, "argmax": argmax})))
+    if clusters:
+        steps = ClusterSteps(model, kv)
+        of_clusters = ClusterStep(model, kv, state, steps.stream, steps.load)
+        keys.append(of_clusters.keys)
+        step = CapturedStep(of_clusters)
+    else:
+        step = CapturedStep(lambda: run(model, kv, state, Kernels(**{**kernels.__dict__, "argmax": argmax})))
     state.block_table.copy_(torch.arange(1, 33, device=device).view(4, 8))
     state.positions.copy_(torch.tensor([0, 15, 16, 100]))
     state.ids.copy_(torch.tensor([1, 2, 3, 4]))
     step.replay()
     torch.cuda.synchronize()
-    return key_value(keys[-1])
+    return key_value(keys[-1].amax(0) if clusters else keys[-1])
 
 
 @pytest.mark.gpu
@@ -59,9 +70,9 @@ def test_the_best_logit_of_every_rung(dtype):
     """One step, in a graph: the best token's logit is the same to a few roundings on every rung."""
     model = load_model("random:gpt2", World.single("cuda"), dtype=str(dtype).removeprefix("torch."))
     want = step_logits(model, decode_step, Kernels.choose(()), dtype)
-    for rung in rungs(1, torch.cuda.get_device_capability() >= (9, 0))[2:]:
-        error = (step_logits(model, decode_step, rung.kernels(), dtype) - want).abs().max() / want.abs().max()
-        assert error < 4e-2, (rung.name, error)
+    for rung in rungs_of(model)[2:]:
+        error = (step_logits(model, decode_step, rung.kernels(), dtype, rung.clusters) - want).abs().max()
+        assert error < 4e-2 * want.abs().max(), (rung.name, error)
 
 
 def tokens_of_rungs(world, names, new=20):
@@ -75,7 +86,7 @@ def tokens_of_rungs(world, names, new=20):
 
 @pytest.mark.gpu
 def test_every_rung_gives_the_tokens_of_eager():
-    names = [r.name for r in rungs(1, torch.cuda.get_device_capability() >= (9, 0))]
+    names = [r.name for r in rungs_of(load_model("tiny", World.single("cuda"), dtype="float16"))]
     eager, *others = tokens_of_rungs(World.single("cuda"), names)
     for name, tokens in zip(names[1:], others):
         for params, a, b in zip(SAMPLED, eager, tokens):
