@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tpgpt2_ref.config import FAMILY
+from tpgpt2_ref.cost.forward import local_vocab
 from tpgpt2_ref.kernels.clusters import cache, driver, nvrtc
 from tpgpt2_ref.kernels.clusters.emulated import emulated, why_no_emulator
 from tpgpt2_ref.kernels.clusters.shape import Shape
@@ -433,15 +435,17 @@ def test_nvcc_compiles_the_names(tmp_path):
     assert spills(SOURCE, {"HALF": True}, tmp_path) == [0] * 5
 
 
-SHAPES = {"gpt2, one row": dict(batch=1, ranks=1, rank=0), "half of gpt2, four rows": dict(batch=4, ranks=2, rank=1)}
+SHAPES = {"gpt2, one row": ("gpt2", dict(batch=1, ranks=1, rank=0)),
+          "half of gpt2, four rows": ("gpt2", dict(batch=4, ranks=2, rank=1)),
+          "an eighth of gpt2-large": ("gpt2-large", dict(batch=4, ranks=8, rank=7))}  # XL's head needs some
 
 
 @nvcc
 @pytest.mark.parametrize("case", SHAPES)
 def test_no_kernel_needs_local_memory(tmp_path, case):
-    ranks = SHAPES[case]["ranks"]
-    shape = Shape(hidden=768, heads=12 // ranks, inner=3072 // ranks, rows=50304 // ranks, layers=12, page=16,
-                  half=ranks > 1, **SHAPES[case])
+    config, ranks = FAMILY[SHAPES[case][0]], SHAPES[case][1]["ranks"]
+    shape = Shape(hidden=config.n_embd, heads=-(-config.n_head // ranks), inner=config.inner // ranks,
+                  rows=local_vocab(config, ranks), layers=config.n_layer, page=16, half=ranks > 1, **SHAPES[case][1])
     sources = sorted(cache.SOURCE.glob("*.cu"))
     with ThreadPoolExecutor() as compilers:
         found = compilers.map(lambda source: spills(source, shape.defines(source.stem), tmp_path), sources)

@@ -3,76 +3,31 @@ heads, its MLP and its vocabulary are padded, and some ranks have nothing but pa
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
-from tpgpt2_ref.bench import collectives, decode, prefill
 from tpgpt2_ref.config import FAMILY, padded
 from tpgpt2_ref.cost import forward as cost_forward
 from tpgpt2_ref.cost.simulate import fake_forward
-from tpgpt2_ref.engine import Engine, SamplingParams, prompt_logits
-from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.gpt2 import GPT2Model
-from tpgpt2_ref.kernels import Kernels
-from tpgpt2_ref.kernels.state import DecodeState
+from tpgpt2_ref.kernels.clusters.emulated import emulated
+from tpgpt2_ref.kernels.clusters.shape import HEAD, UNITS
 from tpgpt2_ref.parallel.world import World
 from tpgpt2_ref.trace import OPS
-from tpgpt2_ref.weights import load_model
 
+from .cluster_cases import SMALL as OF_CLUSTERS
+from .cluster_cases import build_model, models_of, run_step, side_by_side
 from .conftest import cli_json, on_ranks
-from .test_engine import make_graphs
-from .test_gpt2 import PROMPTS, hold
-from .test_trace import PushOverGloo
+from .eight_cases import NEW, PROMPTS, RANKS, all_of
+from .test_clusters import emulator, held, rows_of
+from .test_gpt2 import hold
 
-RANKS, NEW = 8, 3  # each collective has eight processes wait for one another on few cores: no more than needed
 ALL = dict(n_layer=1, n_positions=64, bos_token_id=0)
 SHAPES = {"12 heads": dict(ALL, n_head=12, n_embd=48, n_inner=200, vocab_size=257, eos_token_id=256),
           "25 heads": dict(ALL, n_head=25, n_embd=100, n_inner=70, vocab_size=1001, eos_token_id=1000)}
-SAMPLED = [SamplingParams(0.8, seed=3), SamplingParams(1.1, top_k=9, top_p=0.8, seed=2**40 + 5)]
-
-
-def generated(world, folder) -> dict:
-    """What a rank, or one alone, says of a checkpoint in both plans, in the graphs' way and with fused sums."""
-    found = {}
-    for plan in ("shipped", "as-drawn"):
-        engine = Engine(model := load_model(str(folder), world, plan))
-        found[plan] = dict(new=engine.generate(PROMPTS, NEW), logits=prompt_logits(model, PROMPTS[0]).numpy(),
-                           moved=engine.first_forward)
-        if plan == "as-drawn":
-            found["drawn"] = engine.generate(PROMPTS, NEW, SAMPLED[1])
-    graphs = make_graphs(model := load_model(str(folder), world))
-    found["graphs"] = [graphs.generate(PROMPTS, NEW, params) for params in (SamplingParams(), *SAMPLED)]
-    found["steps"] = [fused_step(model, world, own) for own in (False, True)]
-    return found
-
-
-def fused_step(model, world, own: bool) -> list[int]:
-    """The tokens behind one decode step of three rows, whose sums are the group's, or carry a LayerNorm as push's."""
-    kept, heads = world.all_reduces, model.impl.num_heads
-    if own and not world.alone:
-        world.all_reduces = (PushOverGloo(world), *kept)
-    state = DecodeState.empty(3, heads, 32, torch.device("cpu"))
-    state.ids.copy_(torch.tensor([1, 200, 30]))
-    kv = allocate_kv_cache(model.config.n_layer, 1, 16, heads, model.config.head_size, torch.float32, "cpu")
-    with torch.inference_mode():
-        decode_step(model, kv, state, Kernels.choose((), fused_sum=own))
-    world.all_reduces = kept
-    return state.ids.tolist()
-
-
-def all_of(world, folders) -> tuple[dict, list[dict]]:
-    """What a rank generates, and the rows of all benches."""
-    texts = {name: generated(world, folder) for name, folder in folders.items()}
-    if world.alone:
-        return texts, []
-    model = load_model("random:gpt2-test", world)
-    runs = (collectives.sweep(world, sizes=[1 << 16], samples=3, with_bare=False),
-            decode.sweep(model, "gpt2-test", "float32", [2], [4], 3),
-            prefill.sweep(model, "gpt2-test", "float32", [1], [4], 2))
-    return texts, [row for run in runs for row, _ in run]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +75,7 @@ def test_a_model_of_the_family_on_eight_ranks(name):
         assert block.attn.c_proj.weight.shape == (d, heads * config.head_size)
         assert block.mlp.c_fc.local == padded(config.inner, cost_forward.INNER_MULTIPLE * RANKS) // RANKS
         assert model.lm_head.local == cost_forward.local_vocab(config, RANKS)
+        assert block.mlp.c_fc.local % UNITS == 0 or config.head_size != HEAD  # as the cluster kernels want it
     assert sum(min(heads, max(0, config.n_head - rank * heads)) for rank in range(RANKS)) == config.n_head
 
 
@@ -129,6 +85,20 @@ def test_what_eight_ranks_send_is_what_is_priced(plan):
     sent = sorted((r.op, r.bytes) for r in fake_forward(config, RANKS, plan, 3, torch.bfloat16))
     priced = cost_forward.collectives(config, RANKS, 1, 3, plan)
     assert sent == sorted((op, nbytes) for op, nbytes, times in priced for _ in range(times))
+
+
+@emulator
+def test_cluster_kernels_among_eight():
+    """A step's kernels are their twins, rank by rank, and a step has the tokens of one rank's; five have no head."""
+    config = replace(OF_CLUSTERS, n_layer=1, n_positions=64, n_inner=UNITS * RANKS)
+    models, rows = models_of(RANKS, config), rows_of(17, 30)
+    ranks = side_by_side(models, rows, emulated, temperature=0.5)
+    alone = side_by_side([build_model(config)], rows, emulated, temperature=0.5)
+    held(ranks)
+    run_step(ranks, 1)
+    for seed in range(2):
+        run_step(alone, seed)
+    assert all(torch.equal(rank.state.tokens, alone[0].state.tokens) for rank in ranks)
 
 
 # --- the commands

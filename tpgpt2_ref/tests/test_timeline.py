@@ -19,8 +19,8 @@ from tpgpt2_ref.trace import Trace, now
 from tpgpt2_ref.weights import load_model
 
 from .conftest import cli_json, on_ranks
+from .push_over_gloo import PushOverGloo
 from .test_gpu import SHARE
-from .test_trace import PushOverGloo
 
 
 def spans(starts, ends, op="all_reduce"):

@@ -14,7 +14,6 @@ from tpgpt2_ref.engine.decode_step import decode_step
 from tpgpt2_ref.kernels import Kernels
 from tpgpt2_ref.kernels.state import DecodeState
 from tpgpt2_ref.parallel.all_reduce import AllReduce
-from tpgpt2_ref.parallel.all_reduce.push import add_norm
 from tpgpt2_ref.parallel.collectives import all_gather, all_reduce, broadcast, reduce_scatter
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.world import World
@@ -22,6 +21,7 @@ from tpgpt2_ref.trace import Collective, Trace, now
 from tpgpt2_ref.weights import load_model
 
 from .conftest import on_ranks
+from .push_over_gloo import PushOverGloo
 from .test_gpt2 import TINY
 
 
@@ -68,30 +68,6 @@ def test_a_12_layer_forward(size, plan, gathers):
     heads = -(-12 // size)
     assert {r.bytes for r in gathered[:-1]} <= {tokens * heads * 64 * 2}
     assert gathered[-1].bytes == -(-50257 // (64 * size)) * 64 * 2
-
-
-class PushOverGloo(AllReduce):
-    """push's interface, fused sum and gather included, over the group's own sum."""
-
-    name = "push"
-    gathers = True
-
-    def __init__(self, world):
-        self.world, self.sum = world, world.all_reduces[-1]
-
-    def __call__(self, x):
-        return self.sum(x)
-
-    def fuses(self, partial):
-        return True
-
-    def fused_add_norm(self, partial, bias, residual, weight, bias_ln, eps, pdl=False):
-        return add_norm(self.sum(partial), bias, residual, weight, bias_ln, eps)
-
-    def gather(self, x):
-        stacked = x.new_zeros(self.world.size, *x.shape)
-        stacked[self.world.rank] = x
-        return self.sum(stacked)
 
 
 def decode_steps(world, folder):
