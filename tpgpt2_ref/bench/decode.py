@@ -16,7 +16,6 @@ import torch
 from ..engine import Engine
 from ..engine.decode_graph import cannot_graph, graph_batch, rungs_of
 from ..engine.ladder import LADDER
-from ..kernels.clusters.shape import MOST_ROWS
 from .peer import decode_times, peer_model
 from .stopwatch import microseconds, spread
 
@@ -36,7 +35,7 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, new_tokens: int, w
         for length in prompt_lens:
             case = (name, dtype, world.size, batch, length)
             for rung in ladder:
-                own = not rung.clusters or graph_batch(batch) <= MOST_ROWS  # more rows take the rung below
+                own = not rung.clusters or graph_batch(batch) <= rung.clusters  # more rows take the rung below
                 if own and (wanted is None or rung.name in wanted):
                     times = step_times(model, rung, batch, length, new_tokens)
                     sums = "slots" if rung.clusters and world.size > 1 else sum_name(model, batch)

@@ -8,13 +8,14 @@ what it got since is dropped.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Callable
 
 import numpy as np
 import torch
 
 from ..errors import RankError
-from ..kernels.clusters.shape import MOST_ROWS
+from ..kernels.clusters.shape import rows_worth_it
 from ..kernels.state import DecodeState
 from ..request import SamplingParams
 from .batch import block_table, send
@@ -35,7 +36,11 @@ def choose_rung(model) -> tuple[Rung, str | None]:
     """
     why = cannot_graph(model)
     if why is None:
-        return rungs_of(model)[-1], None
+        *_, below, fastest = rungs_of(model)
+        if not fastest.clusters:
+            return fastest, None
+        rows = rows_worth_it(model.config.n_embd, model.world.size)
+        return replace(fastest, clusters=rows) if rows else below, None
     if model.choice.source != "platform":
         why = cannot_capture(model)
         if why is None:
@@ -155,7 +160,8 @@ class GraphDecoder:
     def step_for(self, batch: int, filtered: bool) -> tuple[DecodeState, CapturedStep]:
         """The smallest captured step that holds the batch, if it is at most twice as large, or a new one."""
         rows = graph_batch(batch)
-        fitting = [key for key in self.steps if rows <= key[0] <= 2 * rows and key[1] == filtered]
+        most = self.rung.clusters if rows <= self.rung.clusters else 2 * rows  # what clusters can decode, they do
+        fitting = [key for key in self.steps if rows <= key[0] <= min(most, 2 * rows) and key[1] == filtered]
         if not fitting:
             state, run = self.uncaptured(batch, filtered)
             step = self.capture(run, self.pool)
@@ -168,7 +174,7 @@ class GraphDecoder:
         """A step for batches up to `graph_batch(batch)`, as a call, and the state that it works on."""
         state = DecodeState.empty(graph_batch(batch), self.model.impl.num_heads, self.model.config.n_positions,
                                   self.model.world.device, self.model.impl.block_size)
-        if self.rung.clusters and state.batch <= MOST_ROWS and not filtered:
+        if state.batch <= self.rung.clusters and not filtered:
             self.clusters = self.clusters or self.make_clusters(self.model, self.kv_caches)
             return state, self.clusters.step(state)
         run = readable_step if self.rung.readable else decode_step

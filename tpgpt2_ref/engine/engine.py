@@ -15,7 +15,6 @@ import torch
 from ..attention.metadata import decode_metadata, prefill_metadata
 from ..errors import UserError
 from ..kernels import plain
-from ..kernels.clusters.shape import MOST_ROWS
 from ..noise import seed_of
 from ..parallel.collectives import gather_objects
 from ..request import SamplingParams, check_prompts
@@ -79,7 +78,7 @@ class Engine:
             return None
         if self.why_eager or not self.rung.clusters:
             return self.why_eager or why_no_clusters(self.model) or f"the rung is {self.rung.name}"
-        return f"they take up to {MOST_ROWS} rows, without top-k and top-p"
+        return f"up to {self.rung.clusters} rows are decoded so, without top-k and top-p"
 
     @property
     def decode_attention(self) -> str:

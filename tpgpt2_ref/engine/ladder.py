@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..kernels import KERNELS, Kernels
+from ..kernels.clusters.shape import MOST_ROWS
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Rung:
     fused_sum: bool = False
     scaled_norm: bool = False
     pdl: bool = False
-    clusters: bool = False  # two kernels a layer, see kernels/clusters; batches that they don't take go by the others
+    clusters: int = 0  # up to so many rows two kernels a layer, see kernels/clusters; more rows go by the others
 
     def kernels(self) -> Kernels:
         return Kernels.choose(self.fused, self.fused_sum, self.pdl, self.scaled_norm)
@@ -41,7 +42,7 @@ LADDER = (
     Rung("+pdl", "programmatic dependent launch: a kernel asks for its weights before the one before it ends",
          fused_sum=True, scaled_norm=True, pdl=True),
     Rung("+clusters", "two kernels a layer, whose blocks hand over through each other's shared memory",
-         fused_sum=True, scaled_norm=True, pdl=True, clusters=True),
+         fused_sum=True, scaled_norm=True, pdl=True, clusters=MOST_ROWS),
 )
 
 

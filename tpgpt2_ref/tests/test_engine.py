@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tpgpt2_ref.attention.kv_cache import BlockAllocator
 from tpgpt2_ref.config import GPT2Config
-from tpgpt2_ref.engine import Engine, SamplingParams
+from tpgpt2_ref.engine import Engine, SamplingParams, decode_graph
 from tpgpt2_ref.engine.decode_graph import cannot_prefill, choose_rung, graph_batch
 from tpgpt2_ref.engine.graph import PlainStep
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
@@ -185,6 +185,17 @@ def test_a_backend_that_was_named_is_captured(monkeypatch):
         assert rung == LADDER[0] and "X asks the GPU for lengths" in why
     assert cannot_prefill(forced("force", prefill_graphs=True)) is None
     assert "X" in cannot_prefill(forced("force"))
+
+
+def test_clusters_decode_where_they_are_faster(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(decode_graph, "why_no_clusters", lambda model: None)
+    model = forced("platform")
+    for hidden, size, rows in [(768, 1, 4), (1600, 1, 2), (768, 2, 4), (1024, 2, 1), (1600, 2, 0), (768, 4, 0)]:
+        model.config, model.world.size = SimpleNamespace(n_embd=hidden), size
+        rung, why = choose_rung(model)
+        assert (rung.name, rung.clusters, why) == ("+clusters" if rows else "+pdl", rows, None)
 
 
 def test_rows_of_a_graph():

@@ -12,7 +12,7 @@ WARPS = 8  # of a block
 THREADS = 32 * WARPS + 32
 LEAF = 512  # bytes of a weight: 8 rows of 32 columns, which a warp reads at once
 CHUNK = 4  # leaves that it asks for together
-MOST_ROWS = 4  # of a batch: with more, the kernels of a product each are faster
+MOST_ROWS = 4  # of a batch that they take
 SHARED = 227 * 1024  # bytes of shared memory that a multiprocessor of Hopper gives its blocks
 MULTIPROCESSORS = 128  # that clusters of 8 can fill, of the 132 of an H100 or H200
 
@@ -86,6 +86,14 @@ class Shape:
                 "BATCH": self.batch, "RANKS": self.ranks, "RANK": self.rank, "SLOTS": slots,
                 "ROOM": self.room, "CLUSTER": self.blocks(kernel),
                 "FLAGGED": int(self.flagged)} | ({"HALF": 1} if self.half else {})
+
+
+def rows_worth_it(hidden: int, ranks: int) -> int:
+    """Up to how many rows the cluster kernels were faster than a kernel a product, on one and on two H200 (`bench
+    decode`, rungs +pdl and +clusters). On more ranks nobody has measured it."""
+    if ranks == 1:
+        return 4 if hidden <= 768 else 2
+    return (4 if hidden <= 768 else 1 if hidden <= 1024 else 0) if ranks == 2 else 0
 
 
 def misfit(model) -> str | None:
