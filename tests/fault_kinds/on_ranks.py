@@ -69,7 +69,12 @@ CELLS = [
     cell("another operation, past the board", f"{PAST}\nx = torch.ones(4, device=here)\n"
          "gather(x) if world.rank else sum_up(x)", "#1 is all_reduce of .* on rank 0 and all_gather of .* on rank 1"),
     cell("time is up", "while True: pass", "no answer after 1 s", timeout=1.0),
-    cell("destroys its group", "if world.rank: dist.destroy_process_group()", "rank 1 left its group"),
+    cell("destroys its group", "if world.rank: dist.destroy_process_group()",
+         "rank 1 waits in destroy_process_group #1.*rank 0 ended its cell"),
+    cell("destroys its group under a sum",
+         "dist.destroy_process_group() if world.rank else dist.all_reduce(torch.ones(4, device=here))",
+         "#1 is all_reduce of .* on rank 0 .* and destroy_process_group on rank 1"),
+    cell("closes its world alone", "if world.rank: world.close()", "rank 1 waits in destroy_process_group #1"),
     cell("closes its world", "world.close()", "left its group"),
     cell("overwrites its names", "world.rank = 5\nworld = _rank = emit = torch = None"),
     cell("threads left behind", "def late():\n    threading.excepthook = lambda e: None\n    for _ in range(9):\n"
@@ -143,10 +148,12 @@ def leaves_a_stream(stage) -> None:
 
 
 def slow_reader(stage) -> str | None:
-    rows = 0
+    rows, paused, begin = 0, 0.0, time.monotonic()
     for _ in stage.ranks.stream("for i in range(3000): emit(i=i)"):
-        rows += 1
+        rows, pause = rows + 1, time.monotonic()
         time.sleep(0.0003)
+        paused += time.monotonic() - pause
+    stage.message_s = time.monotonic() - begin - paused  # the ranks are not late because the reader is
     return f"{rows} of {3000 * stage.ranks.size} rows"
 
 

@@ -45,7 +45,7 @@ class RankSide:
         self.world, shell = World.join(device, timeout, all_reduce="c10d"), get_ipython()
         self.recorder = None
         if board := self.world.board:
-            board.unit = "its cell"
+            board.unit, board.together = "its cell", True
             self.recorder = Recorder(board.folder, board.rank, board.size)
         self.own = {name: getattr(self.world, name) for name in OWN}
         self.names = dict(world=self.world, torch=torch, emit=self.emit, exit=Exit(), quit=Exit(), _rank=self)

@@ -116,6 +116,7 @@ class Board:
     size: int
     patience: float = 300.0
     unit: str = "its run"  # in a notebook "its cell"
+    together: bool = False  # in a notebook: ranks leave a group together, or not at all
     cell: int = 0
     phase: Phase = Phase.IDLE
     refusals: int = 0
@@ -201,6 +202,11 @@ class Board:
             with self.lock:
                 self.waits = False
                 self._header()
+
+    def leave(self, channel: str = "", members: tuple[int, ...] = ()) -> None:
+        """Before this rank destroys a group: announce that, as a collective of the group, where it has to be one."""
+        if self.together and not self.silent and self.phase == Phase.RUNNING:
+            self.post("destroy_process_group", line=cell_line(), channel=channel, members=members)
 
     def _agree(self, post: Post, wait: bool) -> None:
         cell, begin, tries = self.cell, time.monotonic(), 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -24,7 +25,9 @@ LAST = 200  # collectives of a rank that are compared
 PATIENCE = 0.5  # seconds that a rank gets to answer
 DTYPES = {"Float": "float32", "Double": "float64", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
           "Int": "int32", "Short": "int16", "Byte": "uint8", "Char": "int8", "Bool": "bool"}
-SAME = ("all_reduce", "broadcast", "reduce", "all_gather_base", "reduce_scatter_base")  # one shape on all ranks
+# One shape on all ranks
+SAME = re.compile("all_reduce|broadcast|reduce(_oop)?$|(all_gather|reduce_scatter)(_base|(_into)?_tensor_coalesced)")
+FORM = re.compile("(_base|_oop|(_into)?_tensor_coalesced|_coalesced)$")  # how it was called, not what it is
 
 
 class Recorder:
@@ -73,10 +76,11 @@ def posts_of(said: dict, size: int, began: int) -> list[Post]:
             before[group] = number
             continue
         channel, members = group_of(said, group, size)
-        op = entry["profiling_name"].partition(":")[2].removeprefix("_").replace("allgather", "all_gather")
-        shapes = " ".join(str(tuple(shape)) for shape in entry["input_sizes"]) if op in SAME else ""
+        op = entry["profiling_name"].partition(":")[2].removeprefix("_")
+        op = op.replace("allgather", "all_gather").replace("allreduce", "all_reduce")
+        shapes = " ".join(str(tuple(shape)) for shape in entry["input_sizes"]) if SAME.match(op) else ""
         dtype = entry["input_dtypes"][0] if entry["input_dtypes"] else ""
-        posts.append(Post(number - before.setdefault(group, number - 1), op.removesuffix("_base"),
+        posts.append(Post(number - before.setdefault(group, number - 1), FORM.sub("", op),
                           DTYPES.get(dtype, dtype.lower()), shapes, channel=channel, members=members))
     return posts[-LAST:]
 

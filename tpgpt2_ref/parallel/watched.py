@@ -3,7 +3,8 @@
 Every call in Python goes through a method of `ProcessGroup`; while `watch` is on, each first posts itself. A call that
 is not asynchronous waits for the others' posts. One that is only posts, and compares with those who came before:
 what it leaves unmatched is seen at the end of the cell. A send and its recv are posts of the two alone; to a rank that
-receives from any, whatever is sent may be right. Unseen: calls made in C++ (functional collectives, DDP's reducer) and
+receives from any, whatever is sent may be right. In a notebook ranks also destroy a group together or not at all:
+NCCL's end of a group waits for the peers, and says nothing. Unseen: calls made in C++ (functional collectives, DDP's reducer) and
 replays of CUDA graphs.
 """
 from __future__ import annotations
@@ -41,6 +42,7 @@ def watch(board: Board) -> None:
     for op in ("send", "recv"):
         setattr(dist.ProcessGroup, op, _posting_message(board, getattr(dist.ProcessGroup, op), op))
     dist.ProcessGroup.recv_anysource = _posting_from_any(board, dist.ProcessGroup.recv_anysource)
+    dist.destroy_process_group = _leaving(board, dist.destroy_process_group)
 
 
 def _posting(board: Board, original, op: str, same: int | None):
@@ -84,6 +86,15 @@ def _posting_from_any(board: Board, original):
         return original(group, *args, **kwargs)
 
     return recv_anysource
+
+
+def _leaving(board: Board, original):
+    def destroy_process_group(group=None):
+        if group is not dist.GroupMember.NON_GROUP_MEMBER and dist.is_initialized():
+            board.leave(*_channel(board, group or dist.group.WORLD))
+        return original(group)
+
+    return destroy_process_group
 
 
 def _blocks() -> bool:

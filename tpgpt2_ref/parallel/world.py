@@ -110,6 +110,8 @@ class World:
 
     def close(self):
         """Leave the group. CUDA graphs that hold collectives must be gone by then: they are dropped first."""
+        if self.board is not None and self.group is not None:
+            self.board.leave()
         for holder in list(self.before_close):
             holder.close()
         for algorithm in (*self.all_reduces, *filter(None, [self.beside])):

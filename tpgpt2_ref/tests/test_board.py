@@ -60,11 +60,14 @@ def test_the_flight_recorder_as_posts():
     groups = {"0": {"ranks": "[0, 1, 2]"}, "1": {"ranks": "[0, 2]"}}
     said = {"pg_config": groups, "entries": [
         entry(1, at=3), entry(2, at=4), entry(3), entry(1, "1", "nccl:_all_gather_base", dtype="BFloat16"),
-        entry(0, p2p=True), entry(4, sizes=((2, 3),)), entry(5, op="nccl:barrier", sizes=())]}
+        entry(0, p2p=True), entry(4, sizes=((2, 3),)), entry(5, op="nccl:barrier", sizes=()),
+        entry(6, op="nccl:all_gather_into_tensor_coalesced"), entry(7, op="nccl:reduce_scatter_tensor_coalesced"),
+        entry(8, op="nccl:allreduce_coalesced"), entry(9, op="nccl:_reduce_oop"), entry(10, op="nccl:reduce_scatter")]}
     posts = posts_of(said, size=3, began=5)
     assert [str(p) for p in posts] == [
         "all_reduce #1, float32 (4,)", "all_gather #1 of ranks 0, 2, bfloat16 (4,)", "all_reduce #2, float32 (2, 3)",
-        "barrier #3, float32"]
+        "barrier #3, float32", "all_gather #4, float32 (4,)", "reduce_scatter #5, float32 (4,)",
+        "all_reduce #6, float32 (4,)", "reduce #7, float32 (4,)", "reduce_scatter #8, float32"]
     assert posts[1].members == (0, 2) and not posts_of({"entries": []}, 3, 0)
 
 

@@ -247,5 +247,5 @@ def test_a_head_of_its_own_in_the_fused_step(tp, tmp_path):
     assert not model.config.tie_word_embeddings and Engine(model, rung=LADDER[0]).generate(prompts, 8) == want
     asked = [word for ids in prompts for word in ("--prompt-ids", ",".join(map(str, ids)))]
     said = cli_json("generate", "--model", tmp_path, "--device", "cuda", "--dtype", "float16", "--tp", tp, *asked,
-                    "--max-new-tokens", 8)
+                    "--max-new-tokens", 8, "--graphs")
     assert said["token_ids"] == want and said["eager_because"] is None and said["tp"] == tp

@@ -37,6 +37,13 @@ def is_running(pid):
         return False
 
 
+# A group's end that waits for the peers, as NCCL's does and gloo's does not
+NCCLS_END = """from torch.distributed import distributed_c10d as c10d
+def shutdown(group):
+    store = c10d._get_default_store()
+    store.set(f"end of rank {world.rank}", "")
+    store.wait([f"end of rank {1 - world.rank}"])
+c10d.ProcessGroup.shutdown = shutdown"""
 WRONG = {
     # what both ranks run: what the error says
     "if world.rank: raise ValueError('boom')\nbarrier(world)":
@@ -57,6 +64,12 @@ WRONG = {
         "^#1 of 1 → 0 is message of float32 on rank 0 .* and of int32 on rank 1",
     "dist.broadcast(torch.ones(1), world.rank)": "^#1 is broadcast of rank 0 on rank 0 .* and of rank 1 on rank 1",
     "dist.all_reduce(torch.ones(1), (dist.ReduceOp.SUM, dist.ReduceOp.MAX)[world.rank])": "of max on rank 1",
+    f"{NCCLS_END}\nif world.rank: dist.destroy_process_group()":
+        "^rank 1 waits in destroy_process_group #1, line 9; rank 0 ended its cell without any$",
+    f"{NCCLS_END}\ndist.destroy_process_group() if world.rank else dist.all_reduce(torch.ones(4))":
+        "^#1 is all_reduce of float32 \\(4,\\) on rank 0 .* and destroy_process_group on rank 1 \\(line 9\\)$",
+    f"{NCCLS_END}\nworld.close() if world.rank else all_reduce(torch.ones(4), world)":
+        "^#1 is all_reduce of float32 \\(4,\\) on rank 0 .* and destroy_process_group on rank 1 \\(line 9\\)$",
 }
 
 
@@ -128,9 +141,10 @@ def test_what_a_cell_may_do_to_its_names_and_itself(ranks):
     ranks.run("import time; time.sleep(0.6)\n" + SUM)
     assert [y.tolist() for y in ranks.get("y")] == [[2, 2], [2, 2]] and ranks.get("world.rank") == [0, 1]
     assert "whose cell has ended" in ranks.get("errors")[1][0]
-    with pytest.raises(RankError, match="^rank 1 left its group. Fresh"):
-        ranks.run(IMPORT + "if world.rank: dist.destroy_process_group()")
-    assert ranks.get("world.rank") == [0, 1]
+    for end in ("dist.destroy_process_group()", "world.close()"):
+        with pytest.raises(RankError, match="^rank 0 left its group. Fresh"):
+            ranks.run(IMPORT + end)
+        assert ranks.get("world.rank") == [0, 1]
 
 
 def test_nothing_around_them_breaks_the_next_cell(ranks):
