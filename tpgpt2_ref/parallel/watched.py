@@ -1,11 +1,11 @@
 """torch.distributed's own calls on the board: in a notebook readers call `dist.all_reduce` too, not only our door.
 
 Every call in Python goes through a method of `ProcessGroup`; while `watch` is on, each first posts itself. A call that
-is not asynchronous waits for the others' posts. One that is only posts, and compares with those who came before:
-what it leaves unmatched is seen at the end of the cell. A send and its recv are posts of the two alone; to a rank that
+is not asynchronous waits for the others' posts. One that is only posts, and compares with those who came before: what
+it leaves unmatched is seen at the end of the cell. A send and its recv are posts of the two alone; to a rank that
 receives from any, whatever is sent may be right. In a notebook ranks also destroy a group together or not at all:
-NCCL's end of a group waits for the peers, and says nothing. Unseen: calls made in C++ (functional collectives, DDP's reducer) and
-replays of CUDA graphs.
+NCCL's end of a group waits for the peers, and says nothing. Unseen: calls made in C++ (functional collectives, DDP's
+reducer) and replays of CUDA graphs.
 """
 from __future__ import annotations
 
