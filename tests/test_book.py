@@ -103,8 +103,12 @@ def test_the_numbers_in_readme_are_the_recorded_ones():
             for r in (*decode.rows, *results.load(four / "decode.json").rows)
             if r["rung"] in ("+pdl", "generate") and r["prompt_len"] == 128}
 
-    def small(tp, way, engine="tpgpt2"):
-        return [step[engine, "gpt2", tp, way, batch] for batch in (1, 8, 64)]
+    clusters = {(r["model"], r["tp"], r["batch"]): f"{r['us_per_step_median']:,.0f}" for r in decode.rows
+                if r["rung"] == "+clusters" and r["prompt_len"] == 128}
+
+    def small(tp, way, engine="tpgpt2"):  # but of one sequence, which cluster kernels decode
+        found = [step[engine, "gpt2", tp, way, batch] for batch in (1, 8, 64)]
+        return [clusters.get(("gpt2", tp, 1), found[0]), *found[1:]] if engine == "tpgpt2" and way != "nccl" else found
 
     alone, push, nccl, push4, nccl4 = (small(*how) for how in ((1, "none"), (2, "push"), (2, "nccl"), (4, "push"),
                                                                (4, "nccl")))
@@ -125,6 +129,7 @@ def test_the_numbers_in_readme_are_the_recorded_ones():
         [row] = [r for r in judge.speedups("decode", "+pdl", gpus)
                  if (r["model"], r["batch"], r["prompt_len"], r["sum"]) == ("gpt2-xl", 1, 128, "push")]
         assert (f"{row['one_us']:,.0f}", f"{row['many_us']:,.0f}") == (xl[0], us)
+    xl[0] = clusters["gpt2-xl", 1, 1]
     for said in (
         f"one GPU | {alone[0]} us at batch 1, {alone[1]} at 8, {alone[2]} at 64 |",
         f"on two GPUs | {push[0]}, {push[1]} and {push[2]} us; over NCCL {nccl[0]}, {nccl[1]} and {nccl[2]} |",
