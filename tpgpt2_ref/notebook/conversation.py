@@ -25,6 +25,7 @@ class Conversation:
     def __init__(self, ranks):
         self.ranks, self.crew = ranks, ranks._crew
         self.found: str | None = None  # what the board tells about a cell that will never end
+        self.lost = False  # and that it has begun what a rank will never join: no interrupt puts that right
         self.seen, self.seen_at, self.looked_at = None, 0.0, 0.0
         self.recorded, self.recorded_at, self.pause, self.ended = None, time.monotonic(), RECORDER, False
 
@@ -76,16 +77,19 @@ class Conversation:
             self.found = f"the ranks' folder {self.crew.folder.path} was removed"
             return True
         states = self.crew.states()
-        seen = self.crew.trouble() or self.crew.circle()
+        trouble = self.crew.trouble()
+        seen = trouble or self.crew.circle()
         if silent := [p.rank for p in busy if p.rank in states and states[p.rank].cell == self.crew.cell
                       and states[p.rank].phase >= Phase.ENDED and p.asleep(SPEECHLESS)]:
             self.found = f"rank {silent[0]} has ended its cell and does not answer"
             return True
-        seen = seen or self._recorded(states)
+        recorded = None if seen else self._recorded(states)
+        seen = seen or recorded
         if seen is None or seen != self.seen:
             self.seen, self.seen_at = seen, now
         elif now - self.seen_at > CERTAIN:
             self.found = seen
+            self.lost = bool(recorded or trouble and not any(s.waiting for s in states.values()))
         return self.found is not None
 
     def _recorded(self, states) -> str | None:
@@ -119,11 +123,11 @@ class Conversation:
     def _recover(self) -> list[str]:
         """Interrupt what still runs, and keep these ranks if all are in step. Otherwise replace them, and say so."""
         self.ranks._unsure = True
-        if not self._all_done(0.1):
+        if not (self.lost or self._all_done(0.1)):
             self.ranks._prepare()
             for p in self.crew.busy():
                 p.interrupt()
-        if not (self._all_done(GRACE) and self._in_step()):
+        if self.lost or not (self._all_done(GRACE) and self._in_step()):
             self.ranks._replace()
         self.ranks._unsure = False
         return [] if self.ranks._crew is self.crew else [FRESH]

@@ -19,6 +19,7 @@ from ..errors import RankError
 from ..parallel.times import mark
 
 REPOSITORY = Path(__file__).parents[2]
+LINGER = 60.0  # seconds that it stays without a user: other ranks often follow, and importing torch takes seconds
 GONE = 127  # what `status` says of ranks whose forker was killed: they went with it
 
 
@@ -26,12 +27,12 @@ class Forker:
     """The notebook's side. Safe to use from any thread."""
 
     _shared: list[Forker] = []  # the one that runs, if one does: all `Ranks` of a process start from it
-    _lock = threading.Lock()
+    _lock = threading.RLock()  # collecting garbage may give one back anywhere
     forks = sys.platform == "linux"  # elsewhere a process that has torch and its threads can't be forked safely
 
     @classmethod
     def take(cls, users: int = 1) -> Forker:
-        """The one that runs already, otherwise a new one. It ends when all who took it have given it back.
+        """The one that runs already, otherwise a new one. Once all who took it have given it back, it ends after a while.
 
         users  0: it is only to be there, with torch imported, when the first `Ranks` are asked for
         """
@@ -46,10 +47,28 @@ class Forker:
     def give_back(self) -> None:
         with self._lock:
             self.users -= 1
-            if not self.users:
-                if self in self._shared:
-                    self._shared.remove(self)
-                self._finish()
+            self.returned += 1
+            if self.users:
+                return
+            try:
+                if self.forks and self.alive and self in self._shared:
+                    later = threading.Timer(LINGER, self._end_unused, [self.returned])
+                    later.daemon = True
+                    later.start()
+                    return
+            except RuntimeError:
+                pass  # this process ends, and starts no more threads
+            self._end()
+
+    def _end_unused(self, returned: int) -> None:
+        with self._lock:
+            if not self.users and self.returned == returned:  # nobody has had it since
+                self._end()
+
+    def _end(self) -> None:
+        if self in self._shared:
+            self._shared.remove(self)
+        self._finish()
 
     def __init__(self):
         mark("fork server started")
@@ -61,7 +80,7 @@ class Forker:
             pass_fds=[theirs.fileno()], env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
-        self._state, self.users = _Heard(), 0
+        self._state, self.users, self.returned = _Heard(), 0, 0
         self._finish = weakref.finalize(self, _finish, self.socket, self.process)
         threading.Thread(target=_listen, args=(self.socket, self._state), daemon=True, name="ranks").start()
 
