@@ -32,7 +32,7 @@ class Forker:
 
     @classmethod
     def take(cls, users: int = 1) -> Forker:
-        """The one that runs already, otherwise a new one. Once all who took it have given it back, it ends after a while.
+        """The one that runs already, otherwise a new one. It ends a while after all who took it gave it back.
 
         users  0: it is only to be there, with torch imported, when the first `Ranks` are asked for
         """
