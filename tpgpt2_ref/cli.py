@@ -15,7 +15,7 @@ from importlib import import_module
 from .errors import RankError, UserError
 from .parallel.launch import check_size, gpu_count, launch, open_gpu
 from .parallel.times import mark
-from .parallel.torchrun import torchrun_env
+from .parallel.torchrun import the_only, torchrun_env
 
 COMMANDS = ("generate", "logits", "doctor", "select", "claims", "trace", "bench", "cost", "exercises")
 
@@ -88,7 +88,7 @@ def run(args, argv: list[str]) -> int:
     if hasattr(command, "check"):
         command.check(args)
     mark("arguments checked")
-    with stdout_for_the_result():
+    with stdout_for_the_result(), the_only(group if size is not None else None):
         result = on_rank(command, args) if size is not None else command.run(args, None)
     if result is not None and (group is None or group.rank == 0 or size is None):
         tell(json.dumps(result) if args.json else command.show(result))

@@ -5,6 +5,9 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +67,26 @@ def master() -> str:
             if time.monotonic() > deadline:
                 raise UserError(f"MASTER_ADDR={host} is no host that this machine can find ({e})") from e
             time.sleep(0.5)
+
+
+@contextmanager
+def the_only(group: Rank | None) -> Iterator[None]:
+    """For the time of a block no other process of this user and host is this rank of a group at this MASTER_PORT.
+
+    The claim is a name that the kernel keeps on Linux, beside the ports, and gives up when the process ends. Elsewhere,
+    and between hosts, the group's store tells when it forms. Raises UserError if another process has the claim.
+    """
+    if group is None or group.meeting is not None or group.size == 1 or sys.platform != "linux":
+        yield
+        return
+    at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            claim.bind("\0tpgpt2 " + sha256(f"{os.getuid()} {at} {group.rank}".encode()).hexdigest())
+        except OSError as e:
+            raise UserError(f"another process is rank {group.rank} of the group at {at}: each group needs its own "
+                            "MASTER_PORT") from e
+        yield
 
 
 def share_gpu() -> bool:

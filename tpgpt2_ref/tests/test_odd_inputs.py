@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tpgpt2_ref.commands.generate import show, texts, whole
+from tpgpt2_ref.errors import UserError
+from tpgpt2_ref.parallel.torchrun import Rank, the_only
 from tpgpt2_ref.tokenizer import ByteTokenizer
 
 from .conftest import ROOT, in_this_process
@@ -110,3 +112,22 @@ def test_a_reader_that_has_had_enough(argv, stdout, says):
     done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(out)
     assert done.returncode == (2 if says else 0) and done.stderr.count("\n") == bool(says) and says in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the group's store tells, once it forms")
+def test_a_second_process_of_a_rank_is_refused_before_it_imports_torch(monkeypatch):
+    """Whoever holds the claim; another rank, another port, and the next process after the end are free."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}.items():
+        monkeypatch.setenv(name, value)
+    one, other = Rank(1, 2, 1, False, None), Rank(0, 2, 0, False, None)
+    for _ in range(2):
+        with the_only(one), the_only(other):
+            code = "import sys\nfrom tpgpt2_ref.cli import main\nstatus = main(sys.argv[1:])\n" \
+                   "sys.exit(9 if 'torch' in sys.modules else status)"
+            refused = subprocess.run([sys.executable, "-c", code, "generate", "--model", "tiny", "--device", "cpu",
+                                      "--prompt-ids", "1", "--tp", "2"], cwd=ROOT, capture_output=True, text=True)
+            assert refused.returncode == 2 and refused.stderr.startswith("error: another process is rank 1 of the")
+            monkeypatch.setenv("MASTER_PORT", "29877")
+            with the_only(one), pytest.raises(UserError, match="rank 1 .* needs its own MASTER_PORT"), the_only(one):
+                pass
+            monkeypatch.setenv("MASTER_PORT", "29876")
