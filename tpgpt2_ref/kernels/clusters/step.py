@@ -57,7 +57,7 @@ class Stream:
         return 2 * shape.set_bytes + shape.ranks * shape.batch * 16
 
     def sums_of(self, linear, norm) -> torch.Tensor:
-        """(2, N) float32: W g and W b + c, what LayerNorm leaves to do behind a product; see `step.cuh`."""
+        """(2, N) float32: W g and W b + c, what LayerNorm leaves to do behind a product; see `product.cuh`."""
         if linear not in self.sums:
             w, g, b = linear.weight.float(), norm.weight.float(), norm.bias.float()
             self.sums[linear] = torch.stack([w @ g, w @ b + linear.bias.float()])

@@ -8,7 +8,7 @@
 //
 // The head's weights and its cached keys and values are asked for before the kernel waits for the one before it.
 // Split of the tokens: flash decoding (Dao et al. 2023). A cluster a head: ClusterFusion (arXiv 2508.18850).
-#include "step.cuh"
+#include "product.cuh"
 
 // HEADS    of this rank         PAGE   tokens a page of the cache
 #define HEAD 64
@@ -23,7 +23,7 @@ struct Params {
   Sink to;
   Turn turn;
   const char* c_attn;  // (3 * WIDTH, D)
-  const float* c_attn_sums;  // (2, 3 * WIDTH): s and t, see step.cuh
+  const float* c_attn_sums;  // (2, 3 * WIDTH): s and t, see product.cuh
   const char* c_proj;  // (D, WIDTH)
   const char* c_proj_bias;
   const char* norm_weight;

@@ -5,7 +5,7 @@
 //     the last block to end takes the largest of all blocks' keys, and of all ranks': the next token
 //
 // At a temperature the keys are those of logits + temperature * Gumbel noise, a hash of (seed, position, token).
-#include "step.cuh"
+#include "product.cuh"
 
 // ROWS     of this rank's vocabulary, a multiple of 8
 #define TILES (ROWS / 8)

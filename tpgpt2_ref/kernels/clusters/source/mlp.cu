@@ -8,7 +8,7 @@
 //     4  sums its eighth over the 8 blocks                        ──►  slot of the cluster
 //
 // The weights of both products are asked for before the kernel waits for the one before it.
-#include "step.cuh"
+#include "product.cuh"
 
 // INNER    hidden units of this rank, a multiple of 32
 #define UNITS 32
@@ -21,7 +21,7 @@ struct Params {
   Sink to;
   Turn turn;
   const char* c_fc;  // (INNER, D)
-  const float* c_fc_sums;  // (2, INNER): s and t, see step.cuh
+  const float* c_fc_sums;  // (2, INNER): s and t, see product.cuh
   const char* c_proj;  // (D, INNER)
   const char* c_proj_bias;
   const char* norm_weight;
