@@ -57,9 +57,10 @@ def steps(out: Path, gpus: int, quick: bool = False) -> list[Step]:
                 shared("tests-1", "gpu and not alone", SIDE_BY_SIDE), shared("tests-alone", "gpu and alone", 1)]
 
     if quick:
-        found, last, both = [], ["--rung", "+pdl", "--no-peer", "--batch", 1, 8], ["--prompt-len", 128, 512]
+        found, both = [], ["--prompt-len", 128, 512]
+        last = ["--rung", "+pdl", "+clusters", "--no-peer", "--batch", 1, 2, 4, 8]
         for tp in reversed(tps):  # what takes most GPUs first: the rest fills the gaps
-            most = [2, 16, 32] if tp == gpus else []  # with few rows, much of a fit hangs on the draw
+            most = [16, 32] if tp == gpus else []  # with few rows, much of a fit hangs on the draw
             found.append(part(f"ladder-tp{tp}", 180, tp, "decode", "--tp", tp))
             if tp > 1:
                 found += [part(f"decode-nccl-tp{tp}", 90, tp, "decode", "--tp", tp, "--sum", "nccl", *last, 64),

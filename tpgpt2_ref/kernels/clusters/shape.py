@@ -9,12 +9,9 @@ HEAD = 64  # the one head size that they know
 BLOCKS = 8  # of a cluster
 UNITS = 32  # hidden units of the MLP that a block takes
 WARPS = 8  # of a block
-THREADS = 32 * WARPS + 32
-LEAF = 512  # bytes of a weight: 8 rows of 32 columns, which a warp reads at once
-CHUNK = 4  # leaves that it asks for together
+THREADS = 32 * WARPS + 32  # with the warp that finds LayerNorm's moments
 MOST_ROWS = 4  # of a batch that they take
 SHARED = 227 * 1024  # bytes of shared memory that a multiprocessor of Hopper gives its blocks
-MULTIPROCESSORS = 128  # that clusters of 8 can fill, of the 132 of an H100 or H200
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Shape:
 
     @property
     def set_bytes(self) -> int:
-        """Of one set of slots: fp32, and a flag of 4 bytes beside each value."""
+        """Of one set of slots: fp32, and where they are flagged 4 bytes more beside each value."""
         return self.slots * self.batch * self.hidden * (8 if self.flagged else 4)
 
     @property
@@ -69,7 +66,7 @@ class Shape:
         return {"embed": 1, "head": 4}.get(kernel, BLOCKS)
 
     def grid(self, kernel: str) -> int:
-        """Blocks."""
+        """Blocks. The head's run at once: an H200 holds 62 clusters of 4, and one more would wait for the others."""
         tiles = self.rows // 8 // WARPS
         return {"embed": 1, "attention": self.heads * BLOCKS, "mlp": self.clusters * BLOCKS,
                 "head": max(1, min(62, tiles // 4)) * 4}[kernel]
