@@ -46,7 +46,7 @@ def step_waits() -> None:
     for model in rows.MODELS:
         layers, few = FAMILY[model].n_layer, kernels(FAMILY[model].n_layer, "+clusters")
         before, place = rows.step_us(model, 1, 1)
-        _, after, other = rows.both_us(model, 1, 1)
+        after, other = rows.both_us(model, 1, 1)[1:]
         places += filter(None, (place, other))
         lines.append([rows.NAMES[model], kernels(layers, "+pdl"), f"{before:,.0f} µs", f"{wait_us(model):.2f} µs", few,
                       f"{floor_us(model) + (few - 1) * wait_us(model):,.0f} µs",

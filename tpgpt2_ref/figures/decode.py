@@ -55,21 +55,22 @@ def decode_by_tp() -> None:
 
 def decode_floor() -> None:
     """The least time a step can take, and what it took."""
-    copy, lines = copy_gb_per_s(), []
+    copy, lines, places = copy_gb_per_s(), [], []
     for batch in BATCHES:
         nbytes = step_bytes("gpt2", batch, 192)
-        floor, took = nbytes / copy / 1e3, rows.best_step_us("gpt2", 1, batch)[0]
+        floor, (took, place, _) = nbytes / copy / 1e3, rows.best_step_us("gpt2", 1, batch)
+        places.append(place)
         lines.append([batch, f"{nbytes / 1e6:,.0f} MB", f"{floor:.1f} µs", f"{took:.0f} µs", f"{floor / took:.0%}"])
     rows.table(["batch", "read in a step", "floor", "recorded", "of the floor's speed"], lines,
                f"GPT-2 small, bf16, 192 tokens in the cache; a large copy moves {copy:,.0f} GB/s. "
-               + rows.recorded_on(rows.run("decode", 2)))
+               + rows.recorded_on(*places))
 
 
 def ladder(tp: int = 1) -> None:
     """Every rung of the ladder at three batches, and transformers beside it."""
     import matplotlib.pyplot as plt
 
-    run = rows.run("decode", max(tp, 2))
+    run = rows.last(max(tp, 2))
     order = ["generate", *(rung.name for rung in LADDER)]
     figure, axes = plt.subplots(1, len(BATCHES), figsize=(9, 3.7), sharey=True)
     best, floors = {}, {}

@@ -25,6 +25,14 @@ def run(name: str, gpus: int) -> results.Run:
     return max(found, key=lambda r: r.recorded_at)
 
 
+def last(gpus: int) -> results.Run:
+    """The ladder to its last rung, +clusters, by one run; the run without that rung where there is none."""
+    try:
+        return run("decode_clusters", gpus)
+    except UserError:
+        return run("decode", gpus)
+
+
 def only(rows: list[dict], **wanted) -> list[dict]:
     return [r for r in rows if all(r.get(k) == v for k, v in wanted.items())]
 
@@ -55,7 +63,7 @@ def step_us(model: str, tp: int, batch: int, prompt_len: int = 128, how: str = "
     """(microseconds of a recorded decode step, its run), or (None, None). One GPU's step is taken from the machine of
     two where that one has it, so that both stand on the same cards."""
     for gpus in places(tp):
-        place = run("decode", gpus)
+        place = last(gpus) if rung == "+clusters" else run("decode", gpus)
         found = only(place.rows, engine="tpgpt2", model=model, tp=tp, batch=batch, prompt_len=prompt_len, rung=rung,
                      sum="none" if tp == 1 else "slots" if rung == "+clusters" else how)
         if found:
@@ -72,7 +80,7 @@ def best_step_us(model: str, tp: int, batch: int, prompt_len: int = 128):
 def both_us(model: str, tp: int, batch: int):
     """(microseconds of +pdl, of +clusters, run) where one run recorded both, or three times None."""
     for gpus in {1: (2, 1), 2: (2,), 4: (4,)}[tp]:
-        place = run("decode", gpus)
+        place = last(gpus)
         us = {r["rung"]: r["us_per_step_median"] for r in only(place.rows, engine="tpgpt2", model=model, tp=tp,
                                                                batch=batch, prompt_len=128)
               if r["sum"] in (("none",) if tp == 1 else ("push", "slots"))}

@@ -85,6 +85,7 @@ def test_figures_draw_what_is_recorded(shown, monkeypatch):
                    for rung, us in (("+pdl", 200.0), ("+clusters", 150.0))],
         "phases": [{"kernel": kernel, "place": place, "min_ns": ns / 2, "median_ns": ns, "max_ns": 2 * ns}
                    for kernel in ("attention", "mlp") for place, ns in (("start", 0), ("x", 900), ("end", 4000))]}
+    recorded["decode_clusters"] = recorded["decode"]
     monkeypatch.setattr(rows, "run", lambda name, gpus: results.Run(name, MACHINE, recorded[name], "2026-01-01"))
     figures.cluster_gain()
     assert "At best 0.75 of the time (GPT-2 small, batch 1, 1 GPU); slower in 0 of 1" in "".join(shown)
