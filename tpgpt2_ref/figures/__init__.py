@@ -19,13 +19,22 @@ from .decode import break_even, decode_by_tp, decode_floor, ladder, prefill
 from .hangs import faults
 from .hidden import hidden_gain, hidden_lanes, hidden_tried
 from .kernels import error_budget, support_matrix
-from .lab import lab_cudnn, lab_fit_halves, lab_predictions, lab_shares, lab_step_fits, lab_tiles, lab_tried
+from .lab import (
+    lab_clusters,
+    lab_cudnn,
+    lab_fit_halves,
+    lab_predictions,
+    lab_shares,
+    lab_step_fits,
+    lab_tiles,
+    lab_tried,
+)
 from .links import by_link, one_way, two_hosts, utilization
 from .timeline import late_rank, timeline_layer, timeline_table
 
 __all__ = ["all_reduce_by_size", "answers", "break_even", "by_link", "cluster_gain", "cluster_lanes",
            "communication_share", "decode_by_tp", "decode_floor", "error_budget", "faults",
-           "fit_and_held_out", "hidden_gain", "hidden_lanes", "hidden_tried", "lab_cudnn",
+           "fit_and_held_out", "hidden_gain", "hidden_lanes", "hidden_tried", "lab_clusters", "lab_cudnn",
            "lab_fit_halves", "lab_predictions", "lab_shares", "lab_step_fits", "lab_tiles", "lab_tried",
            "ladder", "late_rank", "layer_kernels", "least_us", "on_paper", "one_way", "per_element",
            "predicted_against_recorded", "prefill", "push_against_nccl", "second_gpu", "second_gpu_table",

@@ -76,6 +76,17 @@ def lab_cudnn() -> None:
                lines, rows.recorded_on(run))
 
 
+def lab_clusters() -> None:
+    """Forms of two kernels a layer on the way to the one that stands."""
+    run = rows.run("clusters_tried", 1)
+    rows.table(["form", "model, batch", "step, whole loop", "step, GPU alone"],
+               [[r["form"], f"{rows.NAMES[r['model']]}, {r['batch']}",
+                 *(f"{r['us']:,.0f} µs" if r["clock"] == clock else "" for clock in ("loop", "graph"))]
+                for r in run.rows],
+               "bf16, medians, about 192 tokens in the cache; several machines of the kind, without samples. "
+               + rows.recorded_on(run))
+
+
 def lab_fit_halves() -> None:
     lines = []
     for run in results.recorded("collectives"):

@@ -6,13 +6,16 @@ stands, so that a row's bits can be compared between batches. Everything is the 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import pytest
 import torch
 
 from tpgpt2_ref.config import GPT2Config
+from tpgpt2_ref.engine.ladder import LADDER
 from tpgpt2_ref.kernels.clusters import plain as twin
+from tpgpt2_ref.kernels.clusters.emulated import emulated, why_no_emulator
 from tpgpt2_ref.kernels.clusters.shape import Shape
 from tpgpt2_ref.kernels.clusters.step import ClusterStep, Stream
 from tpgpt2_ref.kernels.plain import key_value
@@ -25,6 +28,14 @@ from tpgpt2_ref.weights import Checkpoint, load_model
 SMALL = GPT2Config(n_layer=2, n_head=3, n_embd=192, n_positions=520, vocab_size=900, n_inner=640, eos_token_id=None)
 CONTEXTS = (0, 1, 3, 4, 5, 15, 16, 17, 255, 256, 257, 511, 512, 519)  # tokens that are cached
 PATIENCE = 30.0  # seconds of patience with a rank
+# What is no cluster of it is plain torch.
+CLUSTERS = replace(LADDER[-1], fused=(), fused_sum=False, scaled_norm=False, pdl=False)
+emulator = pytest.mark.skipif(why_no_emulator() is not None, reason=why_no_emulator() or "")
+
+
+def load(name, defines):
+    """A kernel in the emulator. One row's is the one that `bench phases` takes: compiling is what costs time here."""
+    return emulated(name, defines | {"PROFILE": defines["BATCH"] == 1})
 
 
 def build_model(config=SMALL, dtype="bfloat16", world=None, loud=4.0, backend=None):

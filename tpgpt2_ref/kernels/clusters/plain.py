@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from .. import plain
 from ..state import DecodeState, Residual
+from .shape import BLOCKS, UNITS
 
-UNITS = 256  # hidden units of the MLP that one cluster takes: 8 blocks of 32
+SLICE = UNITS * BLOCKS  # hidden units of the MLP that one cluster takes
 
 
 def linear(x, weight, bias=None):
@@ -59,7 +60,7 @@ def mlp(x_BD, block, first: bool = True) -> torch.Tensor:
     """x (B, D) -> slots (clusters, B, D): each slice of 256 hidden units' part of the stream behind the MLP."""
     fc, proj = block.mlp.c_fc, block.mlp.c_proj
     inner = F.gelu(linear(norm(x_BD, block.ln_2), fc.weight, fc.bias), approximate="tanh")  # (B, D) -> (B, 4D/n)
-    slots = torch.stack([linear(h, w) for h, w in zip(inner.split(UNITS, 1), proj.weight.split(UNITS, 1))])
+    slots = torch.stack([linear(h, w) for h, w in zip(inner.split(SLICE, 1), proj.weight.split(SLICE, 1))])
     if first:
         slots[0] += x_BD + proj.bias.float()
     return slots  # (clusters, B, D)

@@ -8,8 +8,8 @@
 // nobody waits for a kernel's end: the sum over the ranks is part of the sum over the slots.
 // A thread's place: warp of 8, and lane = 4 g + t as in a product of tensor cores (`chip.cuh`).
 //
-// Between two kernels a block is alone with its latencies: what can be loaded together is loaded together, and code is
-// short, since most of it runs once and comes from memory too.
+// Between two kernels a block is alone with its latencies: what can be loaded together is loaded together, and chains of
+// instructions are short.
 #pragma once
 #include "chip.cuh"
 
