@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from contextlib import contextmanager
@@ -133,6 +134,7 @@ def _fork(said: dict, sockets) -> int:
         os.dup2(log, 2)
         os.environ.clear()
         os.environ.update(said["env"])
+        tempfile.tempdir = None  # an import may have looked for it here; the rank has one of its own
         os.chdir(said["cwd"])
         from . import rank_kernel
 

@@ -8,7 +8,8 @@
     %%ranks                           the same as `run`, for a whole cell
     %%rank 1                          on one rank alone
 
-On a rank the names `world`, `torch` and `emit` are there. The ranks end with this process, however it ends.
+On a rank the names `world`, `torch` and `emit` are there. The ranks end with this process, however it ends, and what
+they have put into their temporary folder (`tempfile`, TMPDIR) goes with them.
 Ranks agree on each collective before data moves (`parallel/board.py`): a deadlock or a mismatch is an error that names
 the difference, at once. Whatever a cell does, the next one meets ranks that work: the same ones if they are in step,
 otherwise fresh ones.

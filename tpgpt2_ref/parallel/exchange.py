@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from .all_reduce.symmetric import unreachable
+from .all_reduce.symmetric import rendezvous, unreachable
 from .collectives import barrier, gather_objects
+from .private import removed_if_killed
 
 
 def exchange(x: torch.Tensor, to: int, source: int, world) -> torch.Tensor:
@@ -37,7 +38,7 @@ def shared_tensors(world, numel: int):
     os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] = "1"
     import torch.distributed._symmetric_memory as symm_mem
 
-    handle = symm_mem.rendezvous(symm_mem.empty(numel, dtype=torch.float32, device=world.device), world.group)
+    handle = rendezvous(symm_mem.empty(numel, dtype=torch.float32, device=world.device), world)
     return [handle.get_buffer(r, (numel,), torch.float32) for r in range(world.size)], handle.barrier
 
 
@@ -45,13 +46,14 @@ def host_tensors(world, numel: int) -> list[torch.Tensor]:
     """One fp32 tensor (numel,) of zeros a rank, by rank, in host memory that all ranks map."""
     folder = gather_objects(tempfile.mkdtemp(prefix="tpgpt2-shared-") if world.rank == 0 else "", world)[0]
     paths = [Path(folder, str(r)) for r in range(world.size)]
-    mine = torch.from_file(str(paths[world.rank]), shared=True, size=numel)
-    barrier(world)  # every file has its length
-    tensors = [mine if r == world.rank else torch.from_file(str(p), shared=True, size=numel)
-               for r, p in enumerate(paths)]
-    barrier(world)  # everybody has everything mapped: the names can go, the memory stays
-    paths[world.rank].unlink()
-    barrier(world)
-    if world.rank == 0:
-        Path(folder).rmdir()
+    with removed_if_killed(Path(folder)):
+        mine = torch.from_file(str(paths[world.rank]), shared=True, size=numel)
+        barrier(world)  # every file has its length
+        tensors = [mine if r == world.rank else torch.from_file(str(p), shared=True, size=numel)
+                   for r, p in enumerate(paths)]
+        barrier(world)  # everybody has everything mapped: the names can go, the memory stays
+        paths[world.rank].unlink()
+        barrier(world)
+        if world.rank == 0:
+            Path(folder).rmdir()
     return tensors

@@ -1,8 +1,8 @@
 """Start N ranks of a command on this machine, and stop them all when one fails.
 
 What torchrun does, for one host: each rank is a process with torchrun's variables. A rank that dies takes the
-others with it within seconds, and the message names it. They meet in a private folder, not on a port, and neither they
-nor the folder outlive this process, however it ends.
+others with it within seconds, and the message names it. They meet in a private folder, not on a port, which is their
+temporary folder too. Neither they nor the folder outlive this process, however it ends.
 """
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..errors import RankError, UserError
 from .board import Board
-from .private import PrivateFolder
+from .private import PrivateFolder, removed_if_killed
 from .times import mark
 from .torchrun import rank_env, share_gpu
 
@@ -91,27 +91,24 @@ def launch(argv: list[str], size: int, env: dict[str, str] | None = None, module
     folder, logs, ranks = PrivateFolder(), [], []
     if check:
         Board.create(folder.path, size)
-    try:
-        for rank in range(size):
-            logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
-            ranks.append(subprocess.Popen(
-                program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                env={**os.environ, **rank_env(rank, size, folder.path), **(env or {})},
-                stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
-        janitor = _janitor(ranks, folder.path)
-        mark("ranks started")
+    with removed_if_killed(folder.path) as and_ends:
         try:
+            for rank in range(size):
+                logs.append(None if rank == 0 else tempfile.TemporaryFile("w+"))
+                ranks.append(subprocess.Popen(
+                    program, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    env={**os.environ, **rank_env(rank, size, folder.path), **(env or {})},
+                    stdout=None if rank == 0 else subprocess.DEVNULL, stderr=logs[rank]))
+                and_ends(ranks[rank].pid)
+            mark("ranks started")
             _wait(ranks, logs, timeout)
         finally:
             mark("ranks ended")
-            janitor.kill()
-            janitor.communicate()
-    finally:
-        for p in ranks:
-            p.kill()
-        for p in ranks:
-            p.wait()
-        folder.remove()
+            for p in ranks:
+                p.kill()
+            for p in ranks:
+                p.wait()
+            folder.remove()
 
 
 def leave(status: int) -> None:
@@ -124,14 +121,6 @@ def leave(status: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(status)
-
-
-def _janitor(ranks: list[subprocess.Popen], folder: Path) -> subprocess.Popen:
-    """A shell that outlives this process if it is killed, to end its ranks and remove their folder."""
-    pids = [str(p.pid) for p in ranks]
-    return subprocess.Popen(["/bin/sh", "-c", 'folder=$1; shift; cat; kill -9 "$@"; rm -rf "$folder"', "sh",
-                             str(folder), *pids], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 def _wait(ranks: list[subprocess.Popen], logs: list, timeout: float | None) -> None:

@@ -1,9 +1,11 @@
 """torchrun's variables, read and written in one place."""
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,11 +45,28 @@ def torchrun_env() -> Rank | None:
 
 
 def rank_env(rank: int, size: int, meeting: Path) -> dict[str, str]:
-    """The variables of one rank of a group on this host: who it is, and that it talks over loopback alone."""
+    """The variables of one rank of a group on this host: who it is, that it talks over loopback alone, and that its
+    temporary folder is the one where they meet. What torch compiles stays where other processes find it."""
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "RANKS_MEET_IN": str(meeting),
-            "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback,
+            "GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "TMPDIR": str(meeting),
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", _torch_compiles_into()),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))}
+
+
+def _torch_compiles_into() -> str:
+    """The folder that torch takes by itself for what it compiles."""
+    try:
+        user = getpass.getuser().replace("\\", "_").replace("/", "_")
+    except (KeyError, OSError):  # a user without a name
+        user = f"uid_{os.getuid()}"
+    return os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
+
+
+def symmetric_memory_socket() -> Path:
+    """Where torch's symmetric memory has a socket of this process while memory is shared; it takes no other name."""
+    folder = next((os.environ[name] for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR") if name in os.environ), "/tmp")
+    return Path(folder, f"symm_mem-{os.getpid()}")
 
 
 def master() -> str:

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tpgpt2_ref.notebook.forker import Forker
 from .conftest import ROOT
 from .test_notebook import SUM
 from .test_notebook_faults import is_running, pids
+from .test_private import FILES, SOCKET
 
 
 def test_where_forking_is_not_safe_each_rank_is_started_anew(monkeypatch):
@@ -49,25 +51,30 @@ def test_the_process_that_forks_ranks_outlives_them_a_while(monkeypatch):
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_nothing_is_left_when_the_owner_ends(killed):
-    """Killed while one rank computes and the other is blocked in a collective; or at its own end."""
-    blocked = "import time\nfrom tpgpt2_ref.parallel.collectives import barrier\n" \
-              "barrier(world) if world.rank else time.sleep(60)"
+    """Killed while one rank computes and the other is blocked in a collective; or at its own end. Neither a process nor
+    what the ranks, or torch, had in the temporary folder."""
+    blocked = "from tpgpt2_ref.parallel.collectives import barrier\nbarrier(world) if world.rank else time.sleep(60)"
     code = ("from tpgpt2_ref.notebook import Ranks\nr = Ranks(2, device='cpu')\n"
             "print(r._crew.folder.path, *(p.pid for p in r._crew.processes), r._forker.process.pid, flush=True)\n"
-            + killed * f"r.run({blocked!r})")
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout.readline().startswith("2 ranks")
-    folder, *ranks = owner.stdout.readline().split()
-    ranks = [int(pid) for pid in ranks]
-    if killed:
-        time.sleep(0.5)
-        assert all(map(is_running, ranks))
-        owner.kill()
-    owner.wait(20)
-    deadline = time.monotonic() + 5
-    while (any(map(is_running, ranks)) or Path(folder).exists()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(ranks) == 3 and not any(map(is_running, ranks)) and not Path(folder).exists()
+            f"r.run({SOCKET + FILES!r})\nprint(flush=True)\n" + killed * f"r.run({blocked!r})")
+    with tempfile.TemporaryDirectory() as place:
+        owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "TMPDIR": place})
+        assert owner.stdout.readline().startswith("2 ranks")
+        folder, *ranks = owner.stdout.readline().split()
+        ranks = [int(pid) for pid in ranks]
+        owner.stdout.readline()
+        if killed:
+            time.sleep(0.5)
+            assert all(map(is_running, ranks)) and os.listdir(place) == [Path(folder).name]
+            assert len(list(Path(folder).glob("symm_mem-*"))) == len(list(Path(folder).glob("tmp*"))) == 2
+            owner.kill()
+        owner.wait(20)
+        owner.stdout.close()
+        deadline = time.monotonic() + 5
+        while (any(map(is_running, ranks)) or os.listdir(place)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(ranks) == 3 and not any(map(is_running, ranks)) and not os.listdir(place)
 
 
 def test_what_a_user_can_mend(monkeypatch):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from .base import AllReduce
-from .symmetric import symmetric_buffer, unreachable
+from .symmetric import rendezvous, symmetric_buffer, unreachable
 
 CAPACITY = 32 << 20  # bytes
 
@@ -21,11 +21,9 @@ class CopiesAllReduce(AllReduce):
     name = "copies"
 
     def __init__(self, world):
-        import torch.distributed._symmetric_memory as symm_mem
-
         self.peer, self.patience = 1 - world.rank, int(world.timeout * 1e3)
         self.buffer, _ = symmetric_buffer(world, CAPACITY)
-        self.handle = symm_mem.rendezvous(self.buffer, world.group)  # the one that made the buffer
+        self.handle = rendezvous(self.buffer, world)  # the one that made the buffer
 
     @classmethod
     def missing(cls, world) -> str | None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import nullcontext
 
 import torch
 
 from ..collectives import barrier, gather_objects
+from ..private import removed_if_killed
+from ..torchrun import symmetric_memory_socket, torchrun_env
 
 
 def unreachable(world) -> str | None:
@@ -41,10 +44,23 @@ def symmetric_buffer(world, nbytes: int) -> tuple[torch.Tensor, list[int]]:
 
     # `symm_mem.empty` calls this, after two seconds in which it imports sympy to find that the stride is 1
     buffer = symm_mem._SymmetricMemory.empty_strided_p2p((nbytes,), (1,), torch.uint8, world.device).fill_(0xFF)
-    handle = symm_mem.rendezvous(buffer, world.group)
+    handle = rendezvous(buffer, world)
     torch.cuda.synchronize(world.device)
     barrier(world)  # nobody writes into a buffer that its owner still fills
     return buffer, list(handle.buffer_ptrs)
+
+
+def rendezvous(buffer: torch.Tensor, world):
+    """torch's handle of a symmetric buffer, with every rank's memory in it. All ranks must call it.
+
+    Meanwhile each rank has a socket in its temporary folder, which outlives a rank that is killed. Ranks of ours lose
+    that folder with their lives; those of torchrun share it with everybody, so somebody must remove the socket.
+    """
+    import torch.distributed._symmetric_memory as symm_mem
+
+    env = torchrun_env()
+    with nullcontext() if env and env.meeting else removed_if_killed(symmetric_memory_socket()):
+        return symm_mem.rendezvous(buffer, world.group)
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
