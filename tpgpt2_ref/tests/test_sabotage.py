@@ -2,11 +2,13 @@
 import itertools
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
 from tpgpt2_ref.course import sabotage
 from tpgpt2_ref.course.exercises import progress
+from tpgpt2_ref.course.sabotage import patient as patient_module
 from tpgpt2_ref.course.sabotage.illnesses import BUGS, HEALTHY
 from tpgpt2_ref.course.sabotage.patient import NAMES, POINTS, SIGNS
 from tpgpt2_ref.course.sabotage.ward import admitted
@@ -122,6 +124,19 @@ def test_a_reading_is_paid_once(ranks):
     patient.cache(), patient.cache(), patient.repeat()
     assert patient.points == POINTS - 2
     assert "<table>" in patient.cache()._repr_html_() and "8 points left" in repr(patient.cache())
+
+
+@pytest.mark.parametrize("found, lies_on", [(("cuda", 2), "cuda"), (("cpu", 2), "cpu"), (("cuda", 4), "the lab's"),
+                                            (None, "the lab's")])
+def test_a_patient_lies_on_the_readers_own_two_ranks(ranks, monkeypatch, found, lies_on):
+    """Whatever they run on; otherwise on two of the lab's."""
+    def posing_as(name, size=2):
+        return SimpleNamespace(name=name, size=size, device=name, get=ranks.get)
+
+    monkeypatch.setattr(patient_module, "started_ranks", lambda: found and posing_as(*found))
+    monkeypatch.setattr(patient_module, "own_ranks", lambda size: posing_as("the lab's", size))
+    patient = sabotage.admit(8)
+    assert patient.collectives().rows and patient._ranks.name == lies_on and patient._ranks.size == 2
 
 
 def test_the_reader_holds_nothing_that_tells(ranks):

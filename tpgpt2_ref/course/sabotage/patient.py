@@ -59,7 +59,7 @@ def bugs() -> dict[str, str]:
 def admit(seed: int | None = None, ranks=None) -> Patient:
     """Take in the patient of that number; None: one that nobody has seen.
 
-    ranks  two `Ranks` to run on; None: the notebook's own if they are two on CPUs, or CPU ranks of the lab's
+    ranks  two `Ranks` to run on; None: the notebook's own if they are two, or CPU ranks of the lab's
     """
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise UserError(f"admit({seed!r}): a patient has a whole number, such as 7")
@@ -170,8 +170,7 @@ class Patient:
         """The answer of rank 0. Ranks are found, or started, when the first instrument is used."""
         if self._ranks is None:
             found = started_ranks()
-            here = found is not None and found.size == 2 and found.device == "cpu"
-            self._ranks = found if here else own_ranks(2)
+            self._ranks = found if found is not None and found.size == 2 else own_ranks(2)
         return self._ranks.get(f"__import__('tpgpt2_ref.course.sabotage.ward', fromlist=['_']).{call}", timeout=60)[0]
 
 
