@@ -16,7 +16,13 @@ def faults() -> None:
         rows.table(["fault in a cell", "recovered", "message after, s", "worst", "right ranks, s later"], lines,
                    f"The ten of {len(cell)} faults that took longest to be told (worst: {slow['fault']}); "
                    f"{sum(r['recovered'] for r in run.rows)} of {sum(r['tries'] for r in run.rows)} tries of all "
-                   f"{len(run.rows)} kinds recovered. " + beside(cell) + rows.recorded_on(run))
+                   f"{len(run.rows)} kinds recovered. " + not_always(run.rows) + beside(cell) + rows.recorded_on(run))
+
+
+def not_always(of: list[dict]) -> str:
+    """The kinds that did not recover every time, by name."""
+    failed = [f"{r['fault']} ({r['recovered']} of {r['tries']})" for r in of if r["recovered"] < r["tries"]]
+    return f"Not every time: {', '.join(failed)}. " if failed else ""
 
 
 def beside(of: list[dict]) -> str:
