@@ -37,7 +37,7 @@ def sweep(model, name: str, dtype: str, batches, prompt_lens, repeat: int,
                 wall, gpu = times(engine.prefill_call(prompts), world.device, repeat)
                 sums = world.beside.name if rung == "halves" and world.beside else sum_name(model, batch * length)
                 yield row("tpgpt2", rung, sums, *case, wall, gpu), wall
-                if rung != "eager" and engine.prefilling.why_not:
+                if rung != "eager" and (engine.prefilling.why_not or not engine.prefills.buckets):
                     raise RuntimeError(f"the {rung} prefill could not be captured in a CUDA graph")
                 engine.close()
             if peer is not None:

@@ -5,7 +5,6 @@ else, or where those can't run, they are gpt2.py's forward, and `why_eager` says
 """
 from __future__ import annotations
 
-import os
 import time
 from array import array
 from collections import Counter
@@ -24,10 +23,9 @@ from .cluster_step import ClusterSteps, compile_ahead, why_no_clusters
 from .decode_graph import GraphDecoder, cannot_capture, cannot_graph, cannot_prefill, choose_rung
 from .graph import CapturedStep, GraphedPart
 from .ladder import Rung
+from .memory import Plan, free_bytes, needs_of, share
 from .sampling import sample
 from .scheduler import Scheduler, Sequence
-
-GPU_SHARE, HOST_SHARE = 0.9, 0.5  # of a GPU's free memory, of the host's whole memory, that a cache may take
 
 
 class Engine:
@@ -35,6 +33,7 @@ class Engine:
 
     model       a `GPT2Model` with weights; its kernel says what a page of the cache is
     num_blocks  pages of the cache; None makes room for the whole batch, or for as much of it as memory holds
+    max_batch   sequences that run at once, or fewer where memory is short (`memory.py`)
     rung        which step of `ladder.py` decodes; None is the fastest that can run here
     capture     how steps are recorded in graphs; `graph.PlainStep` takes the graphs' way on any machine
     clusters    what makes the steps of cluster kernels, see `GraphDecoder`
@@ -60,6 +59,7 @@ class Engine:
             compile_ahead(model)
         self.decoding, self.prefilling = GraphedPart("decoding", why), GraphedPart("prefilling", why_no_prefill)
         self.kv_caches: list[torch.Tensor] = []
+        self.plan: Plan | None = None  # how the memory is shared out, with the cache
         self.scheduler: Scheduler | None = None
         self.decoder: GraphDecoder | None = None
         self.prefills = None  # a GraphPrefill, once it is needed
@@ -123,6 +123,8 @@ class Engine:
         """A prefill of these prompts as a call without arguments, for who times it: -> best next ids (B,)."""
         self.add(prompts, 1)
         sequences = self.scheduler.admit()
+        if len(sequences) < len(prompts):
+            raise UserError(f"{len(sequences)} of these {len(prompts)} prompts are all that one prefill can take here")
         return torch.inference_mode()(lambda: self._prefill(sequences).argmax(-1))
 
     def _scheduler_for(self, sequences: list[Sequence]) -> Scheduler:
@@ -132,25 +134,22 @@ class Engine:
         blocks = self.num_blocks or sum(sorted(need)[-self.max_batch:]) + 1
         if not self.kv_caches or self.kv_caches[0].shape[1] < blocks:  # graphs hold the cache's addresses: keep both
             self.close()
-            blocks = self.num_blocks or min(blocks, max(self._blocks_that_fit(), 1))
-            if max(need) > blocks - 1:
-                raise UserError(f"the KV cache has {blocks - 1} pages of {size} tokens, one prompt needs {max(need)}: "
-                                "give it more pages, or ask for fewer tokens")
-            self.kv_caches = self.model.new_kv_caches(blocks)
-        return Scheduler(blocks, size, self.max_batch)
+            self.plan = self._plan(blocks)
+            if max(need) > self.plan.blocks - 1:
+                have, more = ("the KV cache has", "give it more pages") if self.num_blocks else (
+                    "memory holds", "free some of it")
+                raise UserError(f"{have} {max(0, self.plan.blocks - 1)} pages of {size} tokens, one prompt needs "
+                                f"{max(need)}: {more}, or ask for fewer tokens")
+            self.kv_caches = self.model.new_kv_caches(self.plan.blocks)
+        return Scheduler(self.plan.blocks, size, self.plan.rows, self.plan.tokens)
 
-    def _blocks_that_fit(self) -> int:
-        """Pages that the memory holds, of the rank that has least: all ranks must schedule alike."""
-        impl, device = self.model.impl, self.world.device
-        page = 2 * self.config.n_layer * impl.block_size * impl.num_heads * impl.head_size * impl.kv_dtype.itemsize
-        if device.type == "cuda":
-            free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) \
-                - torch.cuda.memory_allocated(device)
-            room = GPU_SHARE * free
-        else:
-            room = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") \
-                else float(1 << 32)  # Windows does not say: 4 GiB
-        return min(gather_objects(int(room // page), self.world))
+    def _plan(self, blocks: int) -> Plan:
+        """By the rank that has least: all ranks must schedule, and capture, alike."""
+        free = min(gather_objects(self._free(), self.world))
+        return share(free, needs_of(self.model), blocks, self.max_batch, self.config.n_positions, bool(self.num_blocks))
+
+    def _free(self) -> int:
+        return free_bytes(self.world.device)
 
     def _counted(self, forward):
         """What `forward` returns; the first time, its collectives are counted."""
@@ -185,7 +184,8 @@ class Engine:
             kernels = plain
             if self.rung.fused:
                 from ..kernels import prefill as kernels
-            self.prefills = GraphPrefill(self.model, self.kv_caches, kernels, self.capture, self.halves)
+            self.prefills = GraphPrefill(self.model, self.kv_caches, kernels, self.capture, self.halves,
+                                         self.plan.graphs)
         return self.prefills
 
     def _decode(self, sequences: list[Sequence], params: SamplingParams) -> list[float]:

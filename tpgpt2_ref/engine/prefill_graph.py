@@ -2,12 +2,14 @@
 
 A graph serves all batches of a bucket: prompts up to a number, tokens up to a number. What is over is one more
 sequence, of padding tokens on page 0, so that the graph computes on nothing but finite numbers. A bucket's first
-batch is left to gpt2.py, its second is captured: one prompt on the command line does not pay for a capture.
+batch is left to gpt2.py, its second is captured: one prompt on the command line does not pay for a capture. Graphs keep
+the memory of their tensors; a batch that there is no room for takes the same steps without one.
 Where sums over the ranks are worth hiding, a batch is two parts, with a bucket's numbers each (`halves.py`).
 """
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from math import inf
 from types import ModuleType
 
 import numpy as np
@@ -16,8 +18,9 @@ import torch
 from ..attention.metadata import AttentionMetadata
 from ..parallel.all_reduce import all_reduce_beside
 from .batch import block_table, send
-from .graph import CapturedStep
+from .graph import CapturedStep, PlainStep
 from .halves import Lanes, Layers, cut, in_turn, whole, why_whole
+from .memory import needs_of
 from .prefill_step import prefill_layers
 from .scheduler import Sequence
 
@@ -30,15 +33,17 @@ class GraphPrefill:
     kernels  `kernels.prefill`, or its twins in `kernels.plain`
     capture  how a step is recorded: `graph.PlainStep` does without a GPU
     halves   whether a batch runs in two halves; None: where that is faster
+    room     bytes that the graphs may hold: `memory.py`
     """
 
     def __init__(self, model, kv_caches: list[torch.Tensor], kernels: ModuleType, capture=CapturedStep,
-                 halves: bool | None = None):
+                 halves: bool | None = None, room: float = inf):
         self.model, self.kv_caches, self.kernels, self.capture = model, kv_caches, kernels, capture
         self.halves, self.lanes = halves, None
         self.buckets: OrderedDict[tuple, Bucket] = OrderedDict()
         self.seen: Counter = Counter()
         self.pool = None  # the graphs' memory, shared: they never run at once
+        self.needs, self.room, self.held = needs_of(model), room, 0
         model.world.before_close.add(self)
 
     def logits(self, sequences: list[Sequence]) -> torch.Tensor | None:
@@ -49,10 +54,25 @@ class GraphPrefill:
             return None
         bucket = self.filled(parts)
         if bucket.step is None:
-            bucket.step = self.capture(bucket.run, self.pool)
-            self.pool = bucket.step.pool
+            bucket.step = self.recorded(key, bucket)
         bucket.step.replay()
         return bucket.of_prompts(parts)
+
+    def recorded(self, key: tuple, bucket: Bucket):
+        """The bucket's step as a graph. Without one, and not kept, where it alone is more than all graphs may hold.
+
+        A pool keeps what any of its graphs needed, and gives it back with the last of them: where it would grow too
+        large, all graphs go, and a new pool begins.
+        """
+        need = sum(self.needs.prefill(tokens, rows) for rows, tokens, _ in key)
+        if need > self.room:
+            del self.buckets[key]
+            return PlainStep(bucket.run)
+        if self.held + need > self.room:
+            self.buckets, self.pool, self.held = OrderedDict({key: bucket}), None, 0
+        step = self.capture(bucket.run, self.pool)
+        self.pool, self.held = step.pool, self.held + need
+        return step
 
     def parts(self, sequences: list[Sequence]) -> list[list[Sequence]]:
         """The batch in one piece or in two."""

@@ -10,6 +10,7 @@ import torch
 from ..noise import gumbel
 from ..request import SamplingParams
 
+DRAWN_AT_ONCE = 32  # rows: a sort needs many times the memory of what it sorts, and is as fast in pieces
 TINY = 2.0**-126  # the least temperature that a GPU tells from 0 in float32
 
 
@@ -27,6 +28,11 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, t
 
     temperature (0: greedy), top_k (0: all tokens) and top_p (1: all) are numbers; seed, position (B,)
     """
+    pieces = zip(*(x.split(DRAWN_AT_ONCE) for x in (logits, seed, position)))
+    return torch.cat([_draw(x, temperature, top_k, top_p, s, p) for x, s, p in pieces])
+
+
+def _draw(logits, temperature, top_k, top_p, seed, position) -> torch.Tensor:
     x = logits.float()  # (B, V)
     ordered, order = x.sort(dim=-1, descending=True, stable=True)
     p = ((ordered - ordered[:, :1]) / temperature.clamp(min=TINY)).softmax(-1)

@@ -41,7 +41,7 @@ class Scheduler:
     max_batch  sequences that run at once; max_tokens  of the prompts that are admitted at once, or a single prompt
     """
 
-    def __init__(self, num_blocks: int, block_size: int, max_batch: int = 256, max_tokens: int = 1 << 18):
+    def __init__(self, num_blocks: int, block_size: int, max_batch: int, max_tokens: int):
         self.allocator, self.max_batch, self.max_tokens = BlockAllocator(num_blocks, block_size), max_batch, max_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []

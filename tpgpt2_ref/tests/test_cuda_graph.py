@@ -152,7 +152,6 @@ def test_prompts_as_long_as_the_model_again_and_again():
         assert same(engine.generate(prompts, 20), first) > SAME
     assert [len(new) for new in first] == [1, 1, 3, 20] or 256 in sum(first, [])
     assert engine.prefills.buckets or engine.prefilling.why_not  # this GPU's backend says whether it can
-    assert 0 < engine._blocks_that_fit()
 
 
 @pytest.mark.gpu
@@ -212,8 +211,9 @@ def test_memory_at_load():
 
 @pytest.mark.gpu
 @pytest.mark.alone
-def test_a_cache_takes_nine_tenths_of_what_is_free_and_the_rest_waits():
-    """256 prompts to the model's end, on a GPU with 8 GB left: they need 10."""
+@pytest.mark.parametrize("params", SAMPLED[::2], ids=["greedy", "filtered"])
+def test_on_a_gpu_with_8_gb_left_the_cache_takes_most_and_the_rest_waits(params):
+    """256 prompts to the model's end need 10. Twice: by gpt2.py, and then in graphs; alike, and never out of memory."""
     random = torch.Generator().manual_seed(0)
     model = load_model("random:gpt2", World.single("cuda"), dtype="bfloat16")
     n = model.config.n_positions
@@ -223,11 +223,14 @@ def test_a_cache_takes_nine_tenths_of_what_is_free_and_the_rest_waits():
     free = torch.cuda.mem_get_info()[0]
     engine = Engine(model)
     try:
-        new = engine.generate(prompts, 8)
+        new = [engine.generate(prompts, 8, params) for _ in range(2)]
+        left = torch.cuda.mem_get_info()[0]
     finally:
         del ballast  # or the tests after a failure would miss it
-    assert 0.8 * free < sum(cache.nbytes for cache in engine.kv_caches) < 0.91 * free
-    assert len(new) == 256 and all(1 <= len(ids) <= 5 for ids in new)
+    cache = sum(cache.nbytes for cache in engine.kv_caches)
+    print(f"free {free:,}, cache {cache:,}, left {left:,}, {engine.plan}, graphs hold {engine.prefills.held:,}")
+    assert 0.6 * free < cache < 0.9 * free and left > 0 and engine.why_eager is engine.prefilling.why_not is None
+    assert all(len(texts) == 256 and all(1 <= len(ids) <= 5 for ids in texts) for texts in new)
 
 
 @pytest.mark.parametrize("tp", [pytest.param(1, marks=pytest.mark.gpu), pytest.param(2, marks=pytest.mark.gpus(2))])

@@ -15,6 +15,7 @@ from tpgpt2_ref.engine import Engine, SamplingParams, decode_graph
 from tpgpt2_ref.engine.decode_graph import cannot_prefill, choose_rung, graph_batch
 from tpgpt2_ref.engine.graph import PlainStep
 from tpgpt2_ref.engine.ladder import LADDER, Rung, rungs
+from tpgpt2_ref.engine.memory import Plan
 from tpgpt2_ref.engine.prefill_graph import BUCKETS, bucket_of
 from tpgpt2_ref.engine.sampling import sample
 from tpgpt2_ref.engine.scheduler import Scheduler, Sequence
@@ -115,14 +116,17 @@ def test_the_cache_takes_no_more_than_there_is(small, monkeypatch):
     model, _, eager = small
     want = eager.generate([[1] * 30, [2] * 20, [3]], 9)
     engine = Engine(model)
-    monkeypatch.setattr(engine, "_blocks_that_fit", lambda: 4)
+    monkeypatch.setattr(engine, "_plan", lambda blocks: Plan(min(blocks, 4), 256, 1000, 0))
     assert engine.generate([[1] * 30, [2] * 20, [3]], 9) == want
     assert engine.kv_caches[0].shape[1] == 4
     assert engine.generate([[1] * 30, [2] * 20, [3]], 9) == want and engine.kv_caches[0].shape[1] == 4
-    monkeypatch.setattr(engine, "_blocks_that_fit", lambda: 2)
+    monkeypatch.setattr(engine, "_plan", lambda blocks: Plan(min(blocks, 2), 256, 1000, 0))
     engine.close()
-    with pytest.raises(UserError, match="1 pages of 16 tokens, one prompt needs 3"):
+    with pytest.raises(UserError, match="memory holds 1 pages of 16 tokens, one prompt needs 3"):
         engine.generate([[1] * 30], 9)
+    monkeypatch.setattr(engine, "_plan", lambda blocks: Plan(99, 256, 40, 0))
+    with pytest.raises(UserError, match="1 of these 3 prompts are all that one prefill can take"):
+        engine.prefill_call([[1] * 30, [2] * 20, [3]])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -43,6 +43,11 @@ class AttentionBackend(ABC):
         """Once a step, before the layers: whatever the kernel wants precomputed. Becomes `meta.kernel`."""
         return None
 
+    def scratch(self, rows: int, longest: int) -> int:
+        """Bytes, at most, that a step holds for a while beside q, k, v and the result: a decode step of so many rows,
+        or a prefill, with sequences of up to `longest` tokens."""
+        return 0
+
     @abstractmethod
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor,
                 meta: AttentionMetadata) -> torch.Tensor:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .base import AttentionBackend, import_package
-from .gather import gather, pack, whole_pages
+from .gather import gather, gathered_bytes, pack, whole_pages
 
 
 class FlashAttention2(AttentionBackend):
@@ -28,6 +28,9 @@ class FlashAttention2(AttentionBackend):
     def load(cls):
         package = import_package(*cls.PACKAGES)
         return import_package("vllm.vllm_flash_attn") if package.__name__.endswith("_vllm_fa2_C") else package
+
+    def scratch(self, rows, longest):
+        return gathered_bytes(self, rows * (longest + self.block_size)) if self.gathers else 0
 
     def build(self, meta):
         """Where to gather from; nothing for a first prefill, for pages read in place, and for pages taken whole."""

@@ -37,6 +37,11 @@ def gather(kv_cache: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, torch.
     return keys, values
 
 
+def gathered_bytes(backend, tokens: int) -> int:
+    """Bytes of so many gathered keys and values, and of `Packed` while it is made."""
+    return tokens * (2 * backend.num_heads * backend.head_size * backend.kv_dtype.itemsize + 64)
+
+
 def whole_pages(kv_cache: torch.Tensor, meta: AttentionMetadata) -> tuple[torch.Tensor, torch.Tensor]:
     """(2, num_blocks, block_size, heads, head_size) -> keys, values: (B, pages * block_size, heads, head_size) each,
     every sequence its own rows, as many as the longest needs. For kernels that are told the lengths."""

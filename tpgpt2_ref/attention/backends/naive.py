@@ -13,6 +13,11 @@ class NaiveBackend(AttentionBackend):
     name = "NAIVE"
     cuda_graphs = False
 
+    def scratch(self, rows, longest):
+        """One sequence, in float32: its scores, masked, and their softmax; q, k and v as they are and as einsum wants
+        them."""
+        return 4 * longest * (4 * self.num_heads * longest + 10 * self.num_heads * self.head_size)
+
     def forward(self, q, k, v, kv_cache, meta):
         out = torch.empty_like(q)
         starts, lens = meta.query_start_loc.tolist(), meta.seq_lens.tolist()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .base import AttentionBackend, import_package
-from .gather import gather, pack
+from .gather import gather, gathered_bytes, pack
 
 
 class XFormers(AttentionBackend):
@@ -36,6 +36,9 @@ class XFormers(AttentionBackend):
         if not package.cutlass.FwOp.is_available() and not package.flash.FwOp.is_available():
             raise ImportError("xformers imports, but none of its operators was built for this PyTorch")
         return package
+
+    def scratch(self, rows, longest):
+        return 0 if self.reads_pages else gathered_bytes(self, rows * longest)
 
     def build(self, meta):
         """(mask, pages to gather or None)."""
