@@ -1,19 +1,24 @@
 """The sweep of Diagram 3: sizes, bandwidths as nccl-tests defines them, answers checked before they are timed."""
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpgpt2_ref.bench import collectives as bench
 from tpgpt2_ref.bench.stopwatch import captured, microseconds
 from tpgpt2_ref.cli import main
 from tpgpt2_ref.commands.bench import collectives as command
 from tpgpt2_ref.errors import RankError, UserError
+from tpgpt2_ref.kernels.clusters import driver
 from tpgpt2_ref.parallel.all_reduce import AllReduce
+from tpgpt2_ref.parallel.bare import bare
+from tpgpt2_ref.parallel.collectives import all_reduce
 from tpgpt2_ref.parallel.fake import fake_world
 from tpgpt2_ref.parallel.watched import unwatched
 from tpgpt2_ref.parallel.world import World
@@ -170,18 +175,75 @@ def test_mistakes_are_one_line_and_status_2(argv, word, capfd):
     assert word in err and err.count("\n") == 1 and not out
 
 
+def test_the_door_enqueues_the_bare_call_and_no_more():
+    """What torch is asked for, operation by operation. A copy on the way would be one more."""
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            ops.append((str(op), args[-2:]))
+            return op(*args, **(kwargs or {}))
+
+    with fake_world(2) as world:
+        x, asked = torch.zeros(8, 6, device="meta"), []
+        for call in (lambda: all_reduce(x, world), bare("all_reduce", x, world), lambda: all_reduce(x.T, world)):
+            ops = []
+            with Asked():
+                call()
+            asked.append(ops)
+    assert asked[0] == asked[1] and [name for name, _ in asked[0]] == ["c10d.allreduce_.default"]
+    assert len(asked[2]) > 1
+
+
+def nodes(call) -> list[tuple]:
+    """What a graph of ten calls in a row holds: each node's kind, and a kernel's grid, block and shared memory."""
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for _ in range(10):
+            call()
+    raw, count = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
+    driver.call("cuGraphGetNodes", raw, None, ctypes.byref(count))
+    held = (ctypes.c_void_p * count.value)()
+    driver.call("cuGraphGetNodes", raw, held, ctypes.byref(count))
+    found = []
+    for node in map(ctypes.c_void_p, held):
+        kind, launch = ctypes.c_int(), (ctypes.c_uint32 * 32)()  # CUDA_KERNEL_NODE_PARAMS_v2: a pointer, 7 numbers, ...
+        driver.call("cuGraphNodeGetType", node, ctypes.byref(kind))
+        if kind.value == KERNEL:
+            driver.call("cuGraphKernelNodeGetParams_v2", node, launch)
+        found.append((kind.value, *launch[2:9]))
+    return sorted(found)
+
+
+KERNEL = 0  # CU_GRAPH_NODE_TYPE_KERNEL
+
+
+def graphs_of_the_door(world):
+    x, nccl = torch.ones(768, dtype=torch.bfloat16, device=world.device), world.all_reduces[-1]
+    calls = [lambda: all_reduce(x, world, algorithm=nccl), bare("all_reduce", x, world),
+             lambda: all_reduce(x.clone(), world, algorithm=nccl)]
+    calls[1]()  # NCCL opens its channels, and with the first capture it begins to order graphs and eager calls
+    nodes(calls[1])
+    return [nodes(call) for call in calls]
+
+
+@pytest.mark.gpus(2)
+def test_a_graph_of_the_door_is_a_graph_of_the_bare_call():
+    """Node by node, so that both take the same time but for where a capture happens to lie. A copy would be seen."""
+    for door, bare_call, copied in on_ranks(2, graphs_of_the_door, device="cuda", timeout=120):
+        assert door == bare_call and sum(kind == KERNEL for kind, *_ in door) >= 10
+        assert len(copied) == len(door) + 10
+
+
 @pytest.mark.gpus(2)
 def test_nccl_at_a_gigabyte_is_the_bare_calls():
     """Eager and in a graph: our door moves 1 GiB within 2 % of torch.distributed's own call, and adds <= 2 us."""
-    got = run_cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1536,1G", "--ops", "all_reduce",
+    got = run_cli("bench", "collectives", "--tp", "2", "--device", "cuda", "--sizes", "1G", "--ops", "all_reduce",
               "--json")
     assert got.returncode == 0, got.stderr
     result = json.loads(got.stdout)
-    at = {(r["path"], r["graph"]): r["busbw_gb_per_s"] for r in result["rows"] if r["bytes"] == 2**30}
+    at = {(r["path"], r["graph"]): r["busbw_gb_per_s"] for r in result["rows"]}
     for graph in (False, True):
         assert at["nccl", graph] == pytest.approx(at["bare nccl", graph], rel=0.02)
-    small = {(r["path"], r["graph"]): r["us_median"] for r in result["rows"] if r["bytes"] == 1536}
-    assert result["door"]["overhead_us"] <= 2 and small["nccl", True] <= 1.05 * small["bare nccl", True]
+    assert result["door"]["overhead_us"] <= 2
 
 
 @pytest.mark.gpu
