@@ -31,13 +31,16 @@ from .kernel_cases import (
     hold_steps_equal,
 )
 
-SHAPES = [(1, 12, 64, 768), (4, 6, 64, 768), (5, 6, 64, 768), (8, 12, 64, 768), (33, 12, 64, 768), (64, 12, 64, 768),
-          (1, 13, 64, 1600), (8, 13, 64, 1600), (3, 4, 16, 64), (16, 4, 16, 64)]
+SHAPES = [  # each kind of tile in both: few rows, some, and tensor cores
+    (1, 12, 64, 768, torch.float16), (4, 6, 64, 768, torch.bfloat16), (5, 6, 64, 768, torch.float16),
+    (8, 12, 64, 768, torch.bfloat16), (33, 12, 64, 768, torch.float16), (64, 12, 64, 768, torch.bfloat16),
+    (1, 13, 64, 1600, torch.bfloat16), (8, 13, 64, 1600, torch.float16), (3, 4, 16, 64, torch.float16),
+    (16, 4, 16, 64, torch.bfloat16),
+]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("batch, heads, head_size, width", SHAPES)
+@pytest.mark.parametrize("batch, heads, head_size, width, dtype", SHAPES, ids=str)
 def test_kernels_on_a_gpu(batch, heads, head_size, width, dtype):
     case = Case("cuda", dtype, batch, heads, head_size, width, length=1024)
     hopper = torch.cuda.get_device_capability() >= (9, 0)
