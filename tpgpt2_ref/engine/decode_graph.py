@@ -177,8 +177,9 @@ class GraphDecoder:
         if state.batch <= self.rung.clusters and not filtered:
             self.clusters = self.clusters or self.make_clusters(self.model, self.kv_caches)
             return state, self.clusters.step(state)
-        run = readable_step if self.rung.readable else decode_step
-        return state, lambda: run(self.model, self.kv_caches, state, self.kernels, filtered)
+        run, kernels = readable_step if self.rung.readable else decode_step, self.kernels
+        model, kv_caches = self.model, self.kv_caches  # not `self`, which holds the step that will hold the call
+        return state, lambda: run(model, kv_caches, state, kernels, filtered)
 
     def fill(self, state: DecodeState, sequences: list[Sequence], params: SamplingParams) -> np.ndarray:
         """Put the sequences into the first rows of `state`; their positions (rows,)."""

@@ -38,7 +38,11 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             step()
-        self.pool, self.replay = self.graph.pool(), self.graph.replay
+        self.pool = self.graph.pool()
+        self.step = step  # the graph holds addresses alone: what lies there is whatever the step holds
+
+    def replay(self) -> None:
+        self.graph.replay()
 
 
 class PlainStep:

@@ -41,6 +41,7 @@ class GraphPrefill:
         self.model, self.kv_caches, self.kernels, self.capture = model, kv_caches, kernels, capture
         self.halves, self.lanes = halves, None
         self.buckets: OrderedDict[tuple, Bucket] = OrderedDict()
+        self.steps: dict[tuple, CapturedStep] = {}  # of those of them that are captured
         self.seen: Counter = Counter()
         self.pool = None  # the graphs' memory, shared: they never run at once
         self.needs, self.room, self.held = needs_of(model), room, 0
@@ -53,9 +54,7 @@ class GraphPrefill:
         if self.seen[key] == 1:
             return None
         bucket = self.filled(parts)
-        if bucket.step is None:
-            bucket.step = self.recorded(key, bucket)
-        bucket.step.replay()
+        (self.steps.get(key) or self.recorded(key, bucket)).replay()
         return bucket.of_prompts(parts)
 
     def recorded(self, key: tuple, bucket: Bucket):
@@ -69,8 +68,8 @@ class GraphPrefill:
             del self.buckets[key]
             return PlainStep(bucket.run)
         if self.held + need > self.room:
-            self.buckets, self.pool, self.held = OrderedDict({key: bucket}), None, 0
-        step = self.capture(bucket.run, self.pool)
+            self.buckets, self.steps, self.pool, self.held = OrderedDict({key: bucket}), {}, None, 0
+        self.steps[key] = step = self.capture(bucket.run, self.pool)
         self.pool, self.held = step.pool, self.held + need
         return step
 
@@ -93,11 +92,12 @@ class GraphPrefill:
         bucket.fill(parts)
         self.buckets[key] = bucket
         if len(self.buckets) > BUCKETS:
-            self.buckets.popitem(last=False)
+            self.steps.pop(self.buckets.popitem(last=False)[0], None)
         return bucket
 
     def close(self) -> None:
         self.buckets.clear()
+        self.steps.clear()
 
 
 def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
@@ -112,12 +112,12 @@ def bucket_of(lengths: list[int], n_positions: int) -> tuple[int, int, int]:
 
 
 class Bucket:
-    """Batches of one or two parts, the step that prefills them, and its graph once it is captured."""
+    """Batches of one or two parts, and the step that prefills them."""
 
     def __init__(self, model, key: tuple, kv_caches: list[torch.Tensor], kernels: ModuleType, lanes: Lanes | None):
         self.model, self.kv_caches, self.kernels, self.lanes = model, kv_caches, kernels, lanes
         self.parts = [Part(model, *size) for size in key]
-        self.step = self.logits = None
+        self.logits = None
 
     def fill(self, parts: list[list[Sequence]]) -> None:
         for part, sequences in zip(self.parts, parts):

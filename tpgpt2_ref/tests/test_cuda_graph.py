@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tpgpt2_ref.attention.kv_cache import allocate_kv_cache
+from tpgpt2_ref.bench.stopwatch import captured
 from tpgpt2_ref.config import GPT2Config
 from tpgpt2_ref.engine import Engine, SamplingParams, prompt_logits
 from tpgpt2_ref.engine.cluster_step import ClusterSteps
@@ -63,6 +64,22 @@ def step_logits(model, run, kernels, dtype, clusters=False):
     step.replay()
     torch.cuda.synchronize()
     return key_value(keys[-1].amax(0) if clusters else keys[-1])
+
+
+@pytest.mark.gpu
+def test_a_graph_keeps_what_its_step_reads_and_writes():
+    """Also where nobody else does, as with a rung's own scratch: new tensors would else lie in its place."""
+    class Counts:
+        def __init__(self):
+            self.count = torch.zeros(1 << 20, dtype=torch.int32, device="cuda")
+
+        def step(self):
+            self.count.add_(1)
+
+    steps = [CapturedStep(Counts().step), captured(Counts().step)]
+    strangers = [torch.zeros(1 << 20, dtype=torch.int32, device="cuda") for _ in range(8)]
+    steps[0].replay(), steps[1]()
+    assert not any(stranger.any() for stranger in strangers)
 
 
 @pytest.mark.gpu

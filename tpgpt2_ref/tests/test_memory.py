@@ -1,6 +1,8 @@
 """Memory is shared out so that nothing runs out of it: the parts fit, and each holds what the allocator sees."""
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -185,3 +187,22 @@ def test_graphs_hold_no_more_than_their_room(monkeypatch):
         assert [engine.generate(prompts, 1) for prompts in batches] == want
         assert prefills.held <= prefills.room and len(prefills.buckets) == 1
     assert sizes[2] > prefills.room and [given for given, _ in Recorded.made] == [None] * len(Recorded.made)
+
+
+def test_graphs_go_when_they_are_dropped():
+    """Not with the next collection of garbage: a step that a graph keeps holds nothing that holds the graph."""
+    model = load_model("random:gpt2-test", World.single())
+    engine = Engine(model, rung=TWINS, capture=PlainStep)
+    for _ in range(3):
+        engine.generate([[5] * 60], 4)
+    decoder, prefills = engine.decoder, engine.prefills
+    gone = [weakref.ref(o) for o in (decoder, decoder.steps[1, False][1], *prefills.buckets.values(),
+                                     *prefills.steps.values())]
+    del decoder, prefills
+    assert len(gone) == 4
+    gc.disable()
+    try:
+        engine.close()
+        assert not any(ref() for ref in gone)
+    finally:
+        gc.enable()

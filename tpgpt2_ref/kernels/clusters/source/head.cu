@@ -59,8 +59,9 @@ DEVICE u32 hash(u32 x) {  // Wellons' lowbias32
 }
 DEVICE u32 row_hash(u64 seed, u64 position) { return hash(hash((u32)seed ^ hash((u32)position)) ^ hash((u32)(seed >> 32))); }
 DEVICE float gumbel(u32 row, u32 token) {
-  float ln2 = 0.6931471805599453f, u = ((float)(hash(row ^ token) >> 9) + 0.5f) / 8388608.0f;
-  return -ln2 * log_2(-ln2 * log_2(u));
+  float ln2 = 0.6931471805599453f, u = ((float)(hash(row ^ token) >> 9) + 0.5f) / 8388608.0f, v = 1 - u;
+  // lg2.approx is right to 2^-22: too little near 1, where the largest noise comes from. v is exact.
+  return -ln2 * log_2(v < 0.01f ? v * (1 + v * (0.5f + v * (1 / 3.0f + v * 0.25f))) : -ln2 * log_2(u));
 }
 DEVICE long long order_key(float value, u32 token) {
   int bits = __float_as_uint(value), ordered = bits ^ ((bits >> 31) & 0x7fffffff);
