@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from tpgpt2_ref.explorers import NAMES, script, static
+from tpgpt2_ref.tests.workers import pytest_xdist_auto_num_workers, pytest_xdist_make_scheduler  # noqa: F401
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ASKED = {"key": "one", "question": "How many?", "unit": "steps", "answer": 14, "tolerance": 0.1}

@@ -17,7 +17,6 @@ import pytest
 
 from .test_book import BOOK, NOTEBOOKS, ROOT, contents
 
-pytestmark = pytest.mark.xdist_group("pages")  # one build for all
 LOADS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("object", "data"),
          ("link", "href")}
 HARMLESS_LINKS = {"canonical", "next", "prev", "search", "index", "author"}

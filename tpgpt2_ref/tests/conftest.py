@@ -19,6 +19,7 @@ from tpgpt2_ref.errors import RankError, UserError
 from tpgpt2_ref.parallel.launch import gpu_count
 from tpgpt2_ref.parallel.private import PrivateFolder
 from tpgpt2_ref.parallel.torchrun import rank_env
+from tpgpt2_ref.tests.workers import pytest_xdist_auto_num_workers, pytest_xdist_make_scheduler  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,16 +36,11 @@ def gpus_of(item) -> int:
 
 
 def pytest_configure(config):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks and workers share the cores
     config.addinivalue_line("markers", "gpu: needs a GPU")
     config.addinivalue_line("markers", "gpus(n): needs n GPUs")
     config.addinivalue_line("markers", "slow: minutes long; run with -m slow")
     config.addinivalue_line("markers", "alone: times a GPU, or has two ranks share one: nothing else may run there")
-
-
-def pytest_itemcollected(item):
-    """With `-n 2 --dist loadgroup` a file's tests stay together, for what they share."""
-    if item.path.is_relative_to(ROOT / "tpgpt2_ref"):
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
