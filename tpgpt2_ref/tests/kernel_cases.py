@@ -135,7 +135,7 @@ def hold_split_equal(case: Case):
     x = Residual(case.x, case.norm)
     tile = Wide(ROWS=16, B=16, DEPTH=16, STAGES=1, SPLITS=4, num_warps=4)
     whole = replace(tile, SPLITS=1)
-    for name, more in (("gelu", tile), ("gelu", whole), ("qkv", whole), ("head_argmax", whole)) * 2:
+    for name, more in (("gelu", tile), ("gelu", whole), ("qkv", whole), ("head_argmax", whole), ("gelu", tile)):
         left = products.add(case.inner, case.c_proj, x, case.norm, case.state, tile=tile, scaled=True)
         linear = {"gelu": case.c_fc, "qkv": case.c_attn, "head_argmax": case.wte}[name]
         fused = getattr(products, name)(left, linear, case.state, tile=more)
