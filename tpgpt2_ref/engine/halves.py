@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import nullcontext
-from math import inf
 
 import torch
 
@@ -22,7 +21,8 @@ from ..trace import now
 
 Layers = Generator[tuple[torch.Tensor, str], torch.Tensor, torch.Tensor]  # yields (partial, layer), wants their sum
 HALVES = ("A", "B")
-WORTH = inf  # bytes of the smaller half's sums from which two halves are faster. Not measured yet: only on request
+# By ranks: bytes of the smaller half's sums from which two halves were faster (`bench prefill`, two H200).
+WORTH = {2: 5 << 20}
 
 
 def cut(lengths: list[int]) -> int:
@@ -38,7 +38,9 @@ def why_whole(lengths: list[int], model) -> str | None:
         return "one prompt is not cut"
     i = cut(lengths)
     nbytes = min(sum(lengths[:i]), sum(lengths[i:])) * model.config.n_embd * model.impl.dtype.itemsize
-    return None if nbytes >= WORTH else f"a half's sums have {nbytes:,} bytes, and pay from {WORTH:,} on"
+    if (worth := WORTH.get(model.world.size)) is None:
+        return f"nobody has measured halves on {model.world.size} ranks"
+    return None if nbytes >= worth else f"a half's sums have {nbytes:,} bytes, and pay from {worth:,} on"
 
 
 def whole(layers: Layers, world) -> torch.Tensor:

@@ -72,32 +72,25 @@ def recorded(name: str) -> Run | None:
         return None
 
 
-def cases(run: Run) -> dict[tuple, dict[str, dict]]:
-    """{(model, batch, prompt_len): rows "whole", "alone" (a rank's own part), and "halves", the fastest by copies}."""
-    found = {}
-    for r in run.rows:
-        case = found.setdefault((r["model"], r["batch"], r["prompt_len"]), {})
-        if r["form"] in ("whole", "alone, whole"):
-            case[r["form"].partition(",")[0]] = r
-        elif r["rung"] == "halves" and r["sum"] == "copies" and r["graph"]:
-            case["halves"] = min(case.get("halves", r), r, key=lambda r: r["wall_us_median"])
-    return {case: rows for case, rows in found.items() if len(rows) == 3}
-
-
 def hidden_gain() -> None:
-    """Wall clock in one piece, in halves, and of one rank's own part, which has no sum."""
-    if (run := recorded("prefill_tried")) is None:
+    """Wall clock in one piece and in halves, largest sums first, and which of them the engine takes by itself."""
+    if (run := recorded("prefill_halves")) is None:
         return
-    lines = []
-    for (model, batch, length), found in cases(run).items():
-        nbytes = batch // 2 * length * FAMILY[model].n_embd * 2
-        us = {name: found[name]["wall_us_median"] for name in ("whole", "halves", "alone")}
-        gained = (us["whole"] - us["halves"]) / (us["whole"] - us["alone"])
+    from ..engine.halves import WORTH
+
+    cases, lines = {}, []
+    for r in rows.only(run.rows, tp=2):
+        cases.setdefault((r["model"], r["batch"], r["prompt_len"]), {})[r["rung"]] = r
+    for (model, batch, length), by in cases.items():
+        if "halves" not in by:
+            continue  # one prompt
+        nbytes, us = batch // 2 * length * FAMILY[model].n_embd * 2, [by[f]["wall_us_median"] for f in FORMS]
         lines.append((nbytes, [rows.NAMES[model], f"{batch} x {length:,}", f"{nbytes / 1e6:.1f} MB",
-                               *(f"{t / 1e3:.2f} ms" for t in us.values()), f"{gained:.0%}"]))
-    rows.table(["model", "prompts", "a half's sum", "in one piece", "in halves", "without sums", "gained of the sums"],
+                               *(f"{t / 1e3:.2f} ms" for t in us), f"{us[1] / us[0] - 1:+.0%}".replace("-", "−"),
+                               "halves" if nbytes >= WORTH[2] else "one piece"]))
+    rows.table(["model", "prompts", "a half's sum", "in one piece", "in halves", "difference", "the engine takes"],
                [line for _, line in sorted(lines, reverse=True)],
-               rows.recorded_on(run) + " Wall clock, bf16, in a CUDA graph; in halves the fastest form that was tried.")
+               rows.recorded_on(run) + " Wall clock, bf16, in a CUDA graph, each by the sum that is fastest there.")
 
 
 def hidden_tried() -> None:

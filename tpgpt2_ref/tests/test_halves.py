@@ -37,7 +37,7 @@ def test_why_a_batch_stays_whole(monkeypatch):
     assert "no sum" in why_whole([5, 5], model)
     model.world.size = 2
     assert "one prompt" in why_whole([5], model)
-    monkeypatch.setattr("tpgpt2_ref.engine.halves.WORTH", 5 * 64 * 4)
+    monkeypatch.setattr("tpgpt2_ref.engine.halves.WORTH", {model.world.size: 5 * 64 * 4})
     assert why_whole([5, 6], model) is None and "1,024 bytes, and pay from 1,280" in why_whole([4, 50], model)
 
 
