@@ -180,9 +180,9 @@ def _tokens(folder: Path, stored: dict | None, settings: dict):
     settings = {key: token(value) if isinstance(value, dict) and "content" in value else value
                 for key, value in settings.items()}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens")
-    numbered = {}
+    found = []  # (id, token), the last one of an id and the last one of a content count
     if "added_tokens_decoder" in settings:
-        numbered = {int(i): token(value) for i, value in settings["added_tokens_decoder"].items()}
+        found = [(int(i), token(value)) for i, value in settings["added_tokens_decoder"].items()]
     else:
         special = _read_if_there(folder / "special_tokens_map.json")
         for key, value in special.items():
@@ -190,23 +190,25 @@ def _tokens(folder: Path, stored: dict | None, settings: dict):
         extra = special.get("extra_special_tokens", extra)
         names = {str(t) for t in (*(settings.get(name) for name in NAMED), *(extra or [])) if t}
         for content, i in _read_if_there(folder / "added_tokens.json").items():
-            numbered[i] = AddedToken(content, normalized=content not in names, special=content in names)
+            found.append((i, AddedToken(content, normalized=content not in names, special=content in names)))
         for value in stored.get("added_tokens", []) if stored else []:
-            numbered[value["id"]] = token(value)
+            found.append((value["id"], token(value)))
         if extra is None:
             extra = special.get("additional_special_tokens")
     extra = extra or []
     if isinstance(extra, dict):
         settings, extra = {**settings, **extra}, []
-    defaults = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END) \
-        if stored is None or settings.get("tokenizer_class") in GPT2_CLASSES else {}
+    if stored is None or settings.get("tokenizer_class") in GPT2_CLASSES:
+        defaults = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END)
+    else:  # a tokenizer.json taken as it is: its padding does not count, but its padding token is one
+        defaults = {"pad_token": (stored.get("padding") or {}).get("pad_token")}
     names = [*NAMED, *(key for key in settings if key.endswith("_token") and key not in NAMED)]
     named = {name: value for name in names if (value := settings.get(name, defaults.get(name))) is not None
              and not isinstance(value, bool)}
     for name, value in named.items():
         if not isinstance(value, (str, AddedToken)):
             raise UserError(f"{folder}: {name} is {shown(value)}, which is no token")
-    by_content = {str(t): t for t in numbered.values()}
+    numbered, by_content = dict(found), {str(t): t for _, t in found}
     named = {name: by_content.get(str(t), t) for name, t in named.items()}
     return [t for _, t in sorted(numbered.items())], named, [token(t) for t in extra]
 

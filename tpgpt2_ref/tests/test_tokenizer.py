@@ -107,6 +107,33 @@ def test_a_folder_reads_as_in_transformers(bpe, data, files, stored, cut, pad):
         assert ours.decode_bytes(ids).decode("utf-8", "replace") == ours.decode(ids)
 
 
+def test_a_token_whose_number_another_has(bpe, tmp_path):
+    """It is added under the next free number, with the flags of added_tokens.json rather than of the special tokens."""
+    transformers = pytest.importorskip("transformers")
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    taken = bpe.get_vocab_size() - 1
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|user|>": taken}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": {
+        "content": "<|user|>", "single_word": True, "lstrip": False, "rstrip": False, "normalized": False}}))
+    text = " hat<|user|>"
+    ids = load_tokenizer(str(tmp_path), 300).encode(text)
+    assert ids == transformers.GPT2Tokenizer.from_pretrained(tmp_path)(text)["input_ids"] and ids[-1] == taken + 1
+
+
+def test_the_padding_token_of_a_tokenizer_that_is_taken_as_it_is(bpe, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+
+    whole = Tokenizer.from_str(bpe.to_str())
+    whole.enable_padding(length=12)
+    whole.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|user|>"]}))
+    theirs, ours = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path), load_tokenizer(str(tmp_path), 300)
+    for text in ("<|user|>", "[PAD]", "a [PAD] the cat"):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+
+
 def test_bytes_where_the_vocabulary_is_one(tmp_path, capsys):
     assert load_tokenizer(str(tmp_path), 257).eos == 256
     assert load_tokenizer(str(tmp_path), 256).eos is None
