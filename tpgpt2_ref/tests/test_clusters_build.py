@@ -24,7 +24,6 @@ INCLUDE = next((folder for folder in (Path(os.path.realpath(shutil.which("nvcc")
                                       Path("/usr/local/cuda/include")) if (folder / "cuda.h").is_file()), None)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the driver and the emulator are for Linux and macOS")
 nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
-BOTH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,10 +16,7 @@ from tpgpt2_ref.kernels.clusters import cache, nvrtc
 from tpgpt2_ref.kernels.clusters.emulated import emulated, why_no_emulator
 
 SOURCE = Path(__file__).with_name("chip.cu")
-INCLUDE = next((folder for folder in (Path(os.path.realpath(shutil.which("nvcc") or "/")).parent / "../include",
-                                      Path("/usr/local/cuda/include")) if (folder / "cuda.h").is_file()), None)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the driver and the emulator are for Linux and macOS")
-nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
 BOTH = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

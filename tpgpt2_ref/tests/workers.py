@@ -12,6 +12,7 @@ from tpgpt2_ref.parallel.launch import gpu_count
 
 TOGETHER = ("tpgpt2_ref/", "tests/test_pages.py")  # of the book's own, only the pages share something: one build
 
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int:
     """Processes of `-n auto`, as pyproject.toml has it: none but this one for single files, and where there are GPUs:
